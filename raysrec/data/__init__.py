@@ -1,0 +1,1 @@
+"""From raw interactions to batches: readers, filters, the catalogue, the order of an epoch, and collation."""

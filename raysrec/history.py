@@ -1,0 +1,63 @@
+"""The words in which tensors are spoken of: History, Batch, and the states that are read out of them.
+
+| letter | means                              |
+|--------|------------------------------------|
+| B      | users (rows) in a batch            |
+| L      | positions in a history             |
+| D      | channels of a state                |
+| V      | rows of the item table, N + 1      |
+| P      | positions that have a target       |
+
+A model sees a History and never a Batch, so it cannot read the answer. Padding is on the right: for a causal
+model it cannot reach a real position, and a recurrent state starts clean.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class History:
+    """What a model may know: the past, oldest first, padded on the right."""
+
+    items: Int[Tensor, "B L"]
+    """Item ids 1..N; 0 where padded."""
+    times: Int[Tensor, "B L"]
+    """Unix seconds (or whatever the source counts time in); 0 where padded."""
+    lengths: Int[Tensor, " B"]
+    """How many positions are real; at least 1."""
+
+    def mask(self) -> Bool[Tensor, "B L"]:
+        """True at real positions."""
+        positions = torch.arange(self.items.shape[1], device=self.items.device)
+        return positions < self.lengths[:, None]
+
+    def to(self, device: torch.device | str) -> "History":
+        """The same history on a device."""
+        return History(self.items.to(device), self.times.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A History and what to learn from it."""
+
+    history: History
+    targets: Int[Tensor, "B L"]
+    """The item that follows each position; 0 where there is nothing to learn."""
+
+    def num_targets(self) -> int:
+        """How many positions have a target."""
+        return int((self.targets != 0).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.history.to(device), self.targets.to(device))
+
+
+def last_states(states: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
+    """The state after each user's last real item."""
+    rows = torch.arange(states.shape[0], device=states.device)
+    return states[rows, history.lengths.to(states.device) - 1]
