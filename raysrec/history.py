@@ -57,6 +57,12 @@ class Batch:
         return Batch(self.history.to(device), self.targets.to(device))
 
 
+def empty_batch() -> Batch:
+    """A batch with nothing to learn, for a worker that must take part in a step although its data has ended."""
+    one = torch.ones((1, 1), dtype=torch.long)
+    return Batch(History(items=one, times=torch.zeros_like(one), lengths=one[0]), targets=torch.zeros_like(one))
+
+
 def last_states(states: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
     """The state after each user's last real item."""
     rows = torch.arange(states.shape[0], device=states.device)

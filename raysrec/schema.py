@@ -1,11 +1,14 @@
-"""The base of every configuration section and the constrained numbers that sections share.
+"""The base of every configuration section, and the constrained values that sections share.
 
 Nothing here knows what is configured; `config.py` and the models' `Config` classes say that.
 """
 
-from typing import Annotated
+import math
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Section(BaseModel):
@@ -29,5 +32,42 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 """The probability that something is dropped: 0 is never, 1 (always) is refused."""
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A share of a whole, both ends included."""
+
+class Interval(str):
+    """A range of counts as mathematics writes it: `[5,inf)` is five or more, `[50,15000]` includes both ends."""
+
+    _FORM = re.compile(r"^\s*([\[(])\s*(\d+)\s*,\s*(\d+|inf)\s*([\])])\s*$")
+
+    @property
+    def low(self) -> int:
+        """The smallest count inside."""
+        bracket, number, _, _ = self._parts()
+        return int(number) + (bracket == "(")
+
+    @property
+    def high(self) -> float:
+        """The largest count inside; infinity where there is no upper bound."""
+        _, _, number, bracket = self._parts()
+        return math.inf if number == "inf" else int(number) - (bracket == ")")
+
+    def _parts(self) -> tuple[str, str, str, str]:
+        match = self._FORM.match(self)
+        if match is None:
+            raise ValueError(f"{str(self)!r} is no interval; write for example [5,inf) or [50,15000]")
+        opening, low, high, closing = match.groups()
+        return opening, low, high, closing
+
+    @classmethod
+    def _parse(cls, value: object) -> "Interval":
+        # YAML reads [50,15000] as a list of two numbers, which is the interval it looks like.
+        text = f"[{value[0]},{value[1]}]" if isinstance(value, list) and len(value) == 2 else str(value)
+        interval = cls(text)
+        if interval.low > interval.high:
+            raise ValueError(f"{text!r} is an empty interval; its lower end lies above its upper end")
+        return interval
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._parse, serialization=core_schema.to_string_ser_schema()
+        )

@@ -1,0 +1,192 @@
+"""A run's directory: what is written where, so that a run can go on, be used, and be explained.
+
+    runs/<name>/
+      config.yaml       the resolved configuration; runs again as it is
+      provenance.json   versions, commit, machine, command, data fingerprint
+      log.jsonl         every number that was shown while training
+      tensorboard/      the same numbers
+      checkpoints/      to resume; written by Ray Train
+      model/            to use: weights.safetensors and model.json
+      ranks.parquet     one rank per user; metrics.json is computed from it
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raysrec.config import RunConfig
+from raysrec.models import MODELS, SequenceModel, build_model
+from raysrec.schema import CountOrZero, Section
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked."""
+
+
+class TrainingState(Section):
+    """Where training stands after an epoch; with weights and optimizer it is all that is needed to go on."""
+
+    epoch: CountOrZero = 0
+    """Epochs done."""
+    step: CountOrZero = 0
+    """Updates made."""
+    best_score: float = -1.0
+    """Best validation score so far."""
+    best_epoch: CountOrZero = 0
+    """Epoch after which it was reached, counted from 1."""
+    best_elapsed_s: float = 0.0
+    """Seconds of training until then, validation included."""
+    elapsed_s: float = 0.0
+    """Seconds of training, over all restarts."""
+    worse_in_a_row: CountOrZero = 0
+    """Validations since the best."""
+    finished: bool = False
+    """No epoch is left, or patience has run out."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDirectory":
+        """A run that exists.
+
+        Raises:
+            RunError: There is none at this path.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise RunError(f"{path}: is no run, it has no config.yaml; name a folder that raysrec.train has written")
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The scores of the finished run."""
+        return self.path / "metrics.json"
+
+    @property
+    def ranks_file(self) -> Path:
+        """One rank per user and split."""
+        return self.path / "ranks.parquet"
+
+    @property
+    def model_directory(self) -> Path:
+        """The best weights, to use."""
+        return self.path / "model"
+
+    def config(self) -> RunConfig:
+        """The configuration the run was started with."""
+        return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
+
+    def start(self, config: RunConfig, fingerprint: str) -> None:
+        """Write what is known before training begins."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_atomically(self.path / "provenance.json", json.dumps(_provenance(fingerprint), indent=2) + "\n")
+
+    def save_model(self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor]) -> None:
+        """Write the weights to use; `model.json` comes last and says that they are whole."""
+        self.model_directory.mkdir(exist_ok=True)
+        description = {"model": config.model.model_dump(mode="json"), "num_items": num_items}
+        save_weights(weights, self.model_directory / "weights.safetensors")
+        write_atomically(self.model_directory / "model.json", json.dumps(description, indent=2) + "\n")
+
+    def save_metrics(self, record: Mapping[str, Any]) -> None:
+        """Write the scores, last of all: they say that the run is finished."""
+        write_atomically(self.metrics_file, json.dumps(record, indent=2) + "\n")
+
+    def load_model(self) -> SequenceModel:
+        """The trained model, on the CPU, ready to encode.
+
+        Raises:
+            RunError: The run has no model yet.
+        """
+        return load_model(self.model_directory)
+
+
+def load_model(directory: Path) -> SequenceModel:
+    """The model that `RunDirectory.save_model` wrote; no code is run by loading it.
+
+    Raises:
+        RunError: There is no whole model in the folder.
+    """
+    try:
+        description = json.loads((directory / "model.json").read_text())
+    except FileNotFoundError:
+        raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
+    settings = description["model"]
+    model = build_model(MODELS[settings["name"]].Config.model_validate(settings), description["num_items"])
+    model.load_state_dict(load_file(directory / "weights.safetensors"))
+    return model.eval()
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors; a kill leaves the old file or the new one, never half of one."""
+    with _replacing(path) as temporary:
+        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file; a kill leaves the old file or the new one, never half of one."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    yield temporary
+    temporary.replace(path)
+
+
+def _provenance(fingerprint: str) -> dict[str, Any]:
+    return {
+        "data_fingerprint": fingerprint,
+        "commit": _commit(),
+        "command": sys.argv,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy")},
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a + where files were changed after it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True, text=True, check=True, timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()

@@ -1,0 +1,197 @@
+"""From the command line to one RunConfig: files laid over each other, `key=value` on top, errors in words.
+
+Every verb reads its arguments here, so that `--config`, overrides, `--help` and the wording of an error are the
+same everywhere. `nest` and `overlay` are the one way in which a setting is changed; sweeps and tests use them too.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+
+from raysrec.config import RunConfig
+from raysrec.models import MODELS
+from raysrec.schema import Section
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; each line of the text is one thing to mend."""
+
+
+def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Lay the files over each other in order, then the overrides, and check the result.
+
+    Args:
+        paths: YAML files; a later one wins key by key.
+        overrides: `section.key=value`, the value read as YAML.
+
+    Raises:
+        ConfigError: A file is missing or no YAML, a key is unknown, a value is wrong, or a combination impossible.
+    """
+    settings: dict[str, Any] = {}
+    for path in paths:
+        settings = overlay(settings, _read_yaml(Path(path)))
+    for override in overrides:
+        settings = overlay(settings, _read_override(override))
+    return validate(settings)
+
+
+def validate(settings: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig of nested settings, or a ConfigError with one line per mistake."""
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_in_words(detail) for detail in error.errors())) from None
+
+
+def nest(key: str, value: object) -> dict[str, Any]:
+    """`nest("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the settings of `above` laid over it, section by section; neither is changed."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> list[tuple[str, object, object]]:
+    """(key, old value, new value) of every setting that differs; a missing one is None."""
+    found: list[tuple[str, object, object]] = []
+    for name in dict.fromkeys([*old, *new]):
+        key, a, b = f"{prefix}{name}", old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{key}.")
+        elif a != b:
+            found.append((key, a, b))
+    return found
+
+
+def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
+    """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2."""
+    try:
+        main(parser.parse_args())
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValidationError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def config_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """A parser with `--config` and `key=value`, whose help lists every key of the schema."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m raysrec.{verb}",
+        description=description,
+        epilog=help_of_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="YAML settings; may be given several times, a later file lies over an earlier one",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings laid over the files")
+    return parser
+
+
+def help_of_keys() -> str:
+    """Every key with its default and meaning, as the schema states them."""
+    lines = ["keys:"]
+    lines += _describe(RunConfig)
+    for name, model in MODELS.items():
+        lines += ["", f"keys of model.name={name}:", *_describe(model.Config, "model.")]
+    return "\n".join(lines)
+
+
+def _describe(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _describe(field.annotation, f"{prefix}{name}.")
+        elif prefix or name != "model":
+            default = "required" if field.default is PydanticUndefined else field.default
+            yield f"  {prefix}{name} ({default})\n      {field.description}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        raise ConfigError(f"--config {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")) from None
+    except IsADirectoryError:
+        raise ConfigError(f"--config {path}: is a folder; name a YAML file in it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: holds a {type(content).__name__}, expected sections such as data: and model:")
+    return content
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no setting; write section.key=value, for example train.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text  # an interval such as [5,inf) is no YAML, but it is a value
+    return nest(key, value)
+
+
+def _in_words(detail: Any) -> str:
+    """One mistake in one line: the field, what came, what was expected, and what to do."""
+    location = [str(part) for part in detail["loc"]]
+    if location[:1] == ["model"] and len(location) > 1 and location[1] in MODELS:
+        del location[1]  # the union's tag, which is no key
+    key, kind, came = ".".join(location), detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"{key} is not a known key{_nearest(key, detail)}"
+    if kind == "union_tag_invalid":
+        names = list(MODELS)
+        near = difflib.get_close_matches(str(detail["ctx"]["tag"]), names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"model.name={detail['ctx']['tag']!r} is no model; {hint}known: {', '.join(names)}"
+    if kind in ("union_tag_not_found", "missing"):
+        return f"model.name is missing; one of {', '.join(MODELS)}"
+    if kind == "value_error":
+        message = str(detail["ctx"]["error"])
+        return f"{key}: {message}" if key else message
+    return f"{key}={came!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _nearest(key: str, detail: Any) -> str:
+    known = list(_known_keys(detail))
+    close = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    if not close:  # the right name in another section
+        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {close[0]}?" if close else "; --help lists the known keys"
+
+
+def _known_keys(detail: Any) -> Iterator[str]:
+    tag = detail["loc"][1] if detail["loc"][0] == "model" and len(detail["loc"]) > 1 else None
+    sections = {"": RunConfig} if tag not in MODELS else {"model.": MODELS[str(tag)].Config}
+    for prefix, section in sections.items():
+        for line in _describe(section, prefix):
+            yield line.split()[0]
+    if tag not in MODELS:
+        yield from RunConfig.model_fields

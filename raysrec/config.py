@@ -1,0 +1,219 @@
+"""What a run is: one frozen RunConfig, made from YAML files and `key=value` at the edge, sent to workers as JSON.
+
+Every default lives here (or in a model's `Config`), once, with its help text under it. Nothing below this file
+reads a dictionary of settings, an environment variable or the command line.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import Field, model_validator
+
+from raysrec.models import MODELS, ModelConfig, build_model
+from raysrec.schema import Count, CountOrZero, Interval, NonNegative, Positive, Section
+
+
+class Columns(Section):
+    """The names of the three columns in a CSV or Parquet source."""
+
+    user: str = "user"
+    """Column of user ids; any text or number."""
+    item: str = "item"
+    """Column of item ids; any text or number."""
+    time: str = "time"
+    """Column of times; numbers, larger is later."""
+
+
+class SyntheticConfig(Section):
+    """The embedded source: users who walk through a seeded Markov chain over items of skewed popularity."""
+
+    num_users: Count = 2_000
+    """Users to make."""
+    num_items: Count = 500
+    """Items to make."""
+    mean_length: Positive = 40.0
+    """Average interactions per user."""
+    seed: CountOrZero = 0
+    """The same seed makes the same interactions, byte for byte."""
+
+
+class DataConfig(Section):
+    """Where interactions come from, which of them are kept, and how an epoch is laid out."""
+
+    name: str = "synthetic"
+    """What to call this data set in runs and reports."""
+    source: str = "synthetic"
+    """A file of raw interactions, or `synthetic` for the embedded source."""
+    format: Literal["auto", "recbole", "movielens", "csv", "parquet", "synthetic"] = "auto"
+    """Layout of the source; `auto` goes by the file's name."""
+    columns: Columns = Columns()
+    """Names of the columns of a CSV or Parquet source."""
+    separator: Annotated[str, Field(min_length=1, max_length=2)] = ","
+    """What separates the columns of a CSV source."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """Size and seed of the embedded source."""
+    user_interactions: Interval = Interval("[5,inf)")
+    """How many interactions a user must have to be kept; applied together with `item_interactions` until nothing changes."""
+    item_interactions: Interval = Interval("[5,inf)")
+    """How many interactions an item must have to be kept."""
+    prepared: str = "prepared"
+    """Folder under which prepared data sets are kept, each named by its fingerprint."""
+    num_streams: Count = 4
+    """Parallel streams an epoch is laid out over; fixes the batches whatever the number of workers, and bounds it."""
+    shuffle_interactions: Count = 4_000_000
+    """Interactions of a stream that are shuffled together; 12 bytes of memory each."""
+
+    @model_validator(mode="after")
+    def _enough_to_hold_out(self) -> "DataConfig":
+        if self.user_interactions.low < 3:
+            raise ValueError(
+                f"user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each user "
+                "needs one to learn from, one to validate and one to test; start the interval at 3 or more"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """What is minimised."""
+
+    name: Literal["softmax"] = "softmax"
+    """`softmax`: exact cross-entropy over the whole catalogue."""
+
+
+class TrainConfig(Section):
+    """What is learned from, in which steps, and for how long."""
+
+    supervision: Literal["every_position", "last_position"] = "every_position"
+    """`every_position`: one forward pass learns at each position (causal models only); `last_position`: one sample per prefix."""
+    windows: Literal["tile", "overlap", "last"] = "tile"
+    """How a history longer than `model.max_length` is cut: side by side at an offset drawn each epoch, overlapping by half, or only the last window."""
+    epochs: Count = 50
+    """Passes over all targets, at most."""
+    batch_targets: Count = 2_048
+    """Targets per update, over all workers; a batch may exceed it by part of one history."""
+    micro_batch_tokens: Count = 32_768
+    """Positions (padding included) that one worker encodes at once; bounds memory, changes no result."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of Adam."""
+    betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
+    """Decay of Adam's running mean and variance."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of matrices other than the item table."""
+    warmup_steps: CountOrZero = 0
+    """Steps over which the learning rate rises from 0 to its peak."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a cosine that reaches 0 after `epochs`."""
+    clip_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    validate_every: Count = 1
+    """Epochs between two rankings of the validation items."""
+    patience: Count = 10
+    """Validations without a better score after which training stops."""
+    seed: CountOrZero = 0
+    """Fixes initial weights, dropout and the order of the data."""
+
+
+class EngineConfig(Section):
+    """What turns a loss into an update."""
+
+    name: Literal["torch", "deepspeed"] = "torch"
+    """`torch`: plain PyTorch with DDP; `deepspeed`: ZeRO."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What DeepSpeed shards over workers: 1 optimizer state, 2 also gradients, 3 also weights; 0 nothing."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of matrix products; `auto` takes bfloat16 on GPUs that have it and float32 elsewhere."""
+    extra: dict[str, Any] = {}
+    """Laid over the DeepSpeed configuration that is derived from this file; logged."""
+
+
+class ScaleConfig(Section):
+    """How many workers, and what each is given."""
+
+    workers: Count = 1
+    """Training processes; at most `data.num_streams`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes GPUs if the cluster has one for each worker."""
+    threads_per_worker: CountOrZero = 0
+    """CPU threads of a worker's arithmetic; 0 divides this machine's cores among the workers."""
+
+
+class EvaluateConfig(Section):
+    """How held-out items are ranked."""
+
+    ks: tuple[Count, ...] = (5, 10, 20)
+    """Cut-offs of the metrics."""
+    metric: str = "ndcg@10"
+    """The validation score that chooses the best weights and stops training."""
+    exclude_seen: bool = False
+    """Leave out items that the user already had; false is the protocol of the papers."""
+    batch_tokens: Count = 65_536
+    """Positions (padding included) encoded at once."""
+    items_per_chunk: Count = 65_536
+    """Catalogue rows scored at once."""
+
+    @model_validator(mode="after")
+    def _metric_is_computed(self) -> "EvaluateConfig":
+        known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in self.ks]
+        if self.metric not in known:
+            raise ValueError(f"metric={self.metric!r} is not computed for ks={list(self.ks)}; one of {', '.join(known)}")
+        return self
+
+
+class StorageConfig(Section):
+    """Where a run is kept."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+    name: str = ""
+    """Folder of this run under `root`; empty for `<data.name>-<model.name>`."""
+
+
+if TYPE_CHECKING:
+    AnyModelConfig = ModelConfig
+else:
+    AnyModelConfig = Annotated[Union[tuple(model.Config for model in MODELS.values())], Field(discriminator="name")]
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = DataConfig()
+    """Interactions and the layout of an epoch."""
+    model: AnyModelConfig
+    """The model; `model.name` decides which further keys there are."""
+    loss: LossConfig = LossConfig()
+    """The loss."""
+    train: TrainConfig = TrainConfig()
+    """Learning."""
+    engine: EngineConfig = EngineConfig()
+    """Updates."""
+    scale: ScaleConfig = ScaleConfig()
+    """Workers."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Ranking."""
+    storage: StorageConfig = StorageConfig()
+    """The run directory."""
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.storage.root) / (self.storage.name or f"{self.data.name}-{self.model.name}")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunConfig":
+        if self.scale.workers > self.data.num_streams:
+            raise ValueError(
+                f"scale.workers={self.scale.workers} exceeds data.num_streams={self.data.num_streams}, and a stream is "
+                "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+            )
+        if self.train.supervision == "every_position" and not self.causal:
+            raise ValueError(
+                f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as configured "
+                "sees the items it would have to predict; set train.supervision=last_position"
+            )
+        return self
+
+    @property
+    def causal(self) -> bool:
+        """Does the configured model look only backwards?"""
+        return build_model(self.model, num_items=1).causal

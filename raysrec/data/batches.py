@@ -1,0 +1,166 @@
+"""Rows of Parquet become batches: gather histories, cut windows, group by length, pad on the right.
+
+Everything here is a pure function of its arguments; reading ahead and threads live in `loader.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raysrec.config import TrainConfig
+from raysrec.data.order import even_cuts
+from raysrec.data.windows import WINDOWS, IntArray, Prefixes, Samples, Windows, num_training_positions
+from raysrec.history import Batch, History
+
+GROUPED_BATCHES = 16
+"""Batches of a stream that are sorted by length together: more pads less, fewer mixes lengths better over time."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Whole histories, one after the other in flat arrays; history i is positions offsets[i]..offsets[i+1]-1."""
+
+    users: IntArray
+    offsets: IntArray
+    items: IntArray
+    times: IntArray
+
+    @property
+    def lengths(self) -> IntArray:
+        """Interactions of each history."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, tables: Sequence[pa.Table]) -> "Histories":
+        """Take Arrow's offsets and values as they are; no Python object per row or item is made."""
+        table = pa.concat_tables(tables).combine_chunks()
+        items, times = (_one_chunk(table.column(name)) for name in ("items", "times"))
+        offsets = np.asarray(items.offsets, dtype=np.int64)
+        return cls(
+            users=_one_chunk(table.column("user")).to_numpy(zero_copy_only=False).astype(np.int64),
+            offsets=offsets - offsets[0],
+            items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+            times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users to rank: what came before, and the one item that followed."""
+
+    users: IntArray
+    history: History
+    targets: torch.Tensor
+    """Item ids [B]."""
+    seen: torch.Tensor
+    """Pairs (row, item) of everything the user had before, also beyond `max_length` [E 2]."""
+    lengths: IntArray
+    """Interactions before the target, not cut to `max_length` [B]."""
+
+
+def training_batches(
+    histories: Histories, config: TrainConfig, *, max_length: int, batch_targets: int, rng: np.random.Generator
+) -> Iterator[list[Batch]]:
+    """Shuffle and cut a pool of histories: one list of micro-batches for each step of its stream.
+
+    Args:
+        histories: The pool.
+        config: Supervision, windows and the size of a micro-batch.
+        max_length: Longest row (L).
+        batch_targets: Targets of one step of this stream.
+        rng: Fixes offsets and order.
+    """
+    counts = num_training_positions(histories.lengths)
+    samples: Samples
+    if config.supervision == "last_position":
+        samples = Prefixes(counts, max_length)
+    else:
+        samples = WINDOWS[config.windows](counts, max_length, rng)
+    for windows in grouped_by_length(samples, batch_targets=batch_targets, rng=rng):
+        parts = micro_batches(windows.lengths, config.micro_batch_tokens)
+        yield [collate(histories, windows.take(part)) for part in parts]
+
+
+def grouped_by_length(samples: Samples, *, batch_targets: int, rng: np.random.Generator) -> Iterator[Windows]:
+    """Every sample once, in batches of about `batch_targets` targets whose rows have similar lengths."""
+    if len(samples) == 0:
+        return
+    order = rng.permutation(len(samples))
+    targets_per_sample = samples.take(order[:4096]).num_targets.mean()
+    section = max(1, round(GROUPED_BATCHES * batch_targets / targets_per_sample))
+    for start in range(0, len(order), section):
+        windows = samples.take(order[start : start + section])
+        windows = windows.take(np.argsort(windows.lengths, kind="stable"))
+        cuts = even_cuts(windows.num_targets, batch_targets)
+        for cut in rng.permutation(len(cuts)):
+            yield windows.take(np.arange(cuts[cut].start, cuts[cut].stop))
+
+
+def micro_batches(lengths: IntArray, tokens: int) -> Iterator[IntArray]:
+    """Indices of rows, shortest first, in parts whose padded size stays within `tokens` (one row always fits)."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop in range(1, len(order) + 1):
+        is_end = stop == len(order)
+        if is_end or (stop + 1 - start) * lengths[order[stop]] > tokens:
+            yield order[start:stop]
+            start = stop
+
+
+def collate(histories: Histories, windows: Windows) -> Batch:
+    """One row per window, padded on the right with zeros to the longest."""
+    positions, real = _positions(histories, windows)
+    learns = real & (positions >= (histories.offsets[windows.rows] + windows.learn_from)[:, None])
+    following = histories.items[np.minimum(positions + 1, len(histories.items) - 1)]
+    return Batch(_history(histories, windows, positions, real), torch.from_numpy(np.where(learns, following, 0)))
+
+
+def held_out_batches(
+    histories: Histories, *, from_end: int, max_length: int, batch_tokens: int
+) -> Iterator[HeldOut]:
+    """Each user once, the item at `from_end` (1 is the last) to be ranked given everything before it.
+
+    The batches depend on the histories alone, so that a score does not depend on who computes it.
+    """
+    stops = histories.lengths - from_end
+    starts = np.maximum(stops - max_length, 0)
+    for rows in micro_batches(stops - starts, batch_tokens):
+        windows = Windows(rows, starts[rows], stops[rows], stops[rows])
+        positions, real = _positions(histories, windows)
+        yield HeldOut(
+            users=histories.users[rows],
+            history=_history(histories, windows, positions, real),
+            targets=torch.from_numpy(histories.items[histories.offsets[rows] + stops[rows]]),
+            seen=_seen(histories, rows, stops[rows]),
+            lengths=stops[rows],
+        )
+
+
+def _positions(histories: Histories, windows: Windows) -> tuple[IntArray, np.ndarray]:
+    """Flat positions [B L] of every window's items, and where they are real."""
+    across = np.arange(int(windows.lengths.max()))
+    real = across < windows.lengths[:, None]
+    flat = (histories.offsets[windows.rows] + windows.starts)[:, None] + across
+    return np.where(real, flat, 0), real
+
+
+def _history(histories: Histories, windows: Windows, positions: IntArray, real: np.ndarray) -> History:
+    return History(
+        items=torch.from_numpy(np.where(real, histories.items[positions], 0)),
+        times=torch.from_numpy(np.where(real, histories.times[positions], 0)),
+        lengths=torch.from_numpy(windows.lengths.copy()),
+    )
+
+
+def _seen(histories: Histories, rows: IntArray, stops: IntArray) -> torch.Tensor:
+    users = np.repeat(np.arange(len(rows)), stops)
+    within = np.arange(len(users)) - np.repeat(np.cumsum(stops) - stops, stops)
+    items = histories.items[histories.offsets[rows][users] + within]
+    return torch.from_numpy(np.stack([users, items], axis=1))
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

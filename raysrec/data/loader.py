@@ -1,0 +1,139 @@
+"""What a worker iterates: for each global step its share of micro-batches, made ready in the background."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+import pyarrow as pa
+
+from raysrec.config import RunConfig
+from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
+from raysrec.data.catalog import PreparedData
+from raysrec.data.order import deal_row_groups, pools, reading_order, share_of_worker, streams_of_worker
+from raysrec.data.reading import Reader
+from raysrec.history import Batch
+
+STEPS_AHEAD = 16
+"""Steps that are ready before they are asked for; a few megabytes."""
+
+
+def epoch_steps(
+    data: PreparedData, config: RunConfig, read: Reader, *, epoch: int, worker: int, num_workers: int
+) -> Iterator[list[Batch]]:
+    """One epoch of a worker: for each global step the micro-batches of the streams it serves.
+
+    Workers may have different numbers of steps; one that is done contributes nothing until all are.
+    """
+    groups = data.row_groups()
+    num_streams = config.data.num_streams
+    dealt = deal_row_groups(
+        [group.interactions for group in groups], num_streams=num_streams, seed=config.train.seed, epoch=epoch
+    )
+    numbers = streams_of_worker(worker, num_workers=num_workers, num_streams=num_streams)
+    mine = [dealt[number] for number in numbers]
+    order = list(reading_order(mine))
+    feed = _Feed([stream for stream, _ in order], read([groups[group] for _, group in order]))
+    streams = [
+        _stream_steps(data, config, feed, local, dealt[number], seed=[config.train.seed, epoch, number])
+        for local, number in enumerate(numbers)
+    ]
+    for parts in zip_longest(*streams, fillvalue=[]):
+        yield [batch for part in parts for batch in part]
+
+
+def held_out(
+    data: PreparedData, config: RunConfig, read: Reader, *, from_end: int, worker: int, num_workers: int
+) -> Iterator[HeldOut]:
+    """A worker's share of the users to rank; together the workers have each user exactly once."""
+    groups = data.row_groups()
+    mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
+    for table in read(mine):
+        yield from held_out_batches(
+            Histories.of([table]),
+            from_end=from_end,
+            max_length=config.model.max_length,
+            batch_tokens=config.evaluate.batch_tokens,
+        )
+
+
+def _stream_steps(
+    data: PreparedData, config: RunConfig, feed: "_Feed", local: int, order: Sequence[int], *, seed: list[int]
+) -> Iterator[list[Batch]]:
+    sizes = [data.row_groups()[group].interactions for group in order]
+    for number, pool in enumerate(pools(sizes, config.data.shuffle_interactions)):
+        yield from training_batches(
+            Histories.of([feed.next_table(local) for _ in pool]),
+            config.train,
+            max_length=config.model.max_length,
+            batch_targets=max(1, config.train.batch_targets // config.data.num_streams),
+            rng=np.random.default_rng([*seed, number]),
+        )
+
+
+class _Feed:
+    """Hands the tables of one reader to the streams they belong to."""
+
+    def __init__(self, owners: Sequence[int], tables: Iterator[pa.Table]) -> None:
+        self._arriving = zip(owners, tables, strict=True)
+        self._waiting: dict[int, deque[pa.Table]] = {}
+
+    def next_table(self, stream: int) -> pa.Table:
+        while not self._waiting.get(stream):
+            owner, table = next(self._arriving)
+            self._waiting.setdefault(owner, deque()).append(table)
+        return self._waiting[stream].popleft()
+
+
+@dataclass
+class Prefetched:
+    """Makes the steps of an epoch ready in a thread, and counts the seconds its consumer waited.
+
+    Raises in the consumer whatever the source raised.
+    """
+
+    source: Iterator[list[Batch]]
+    waited_s: float = 0.0
+    _ready: "queue.Queue[list[Batch] | BaseException | None]" = field(default_factory=lambda: queue.Queue(STEPS_AHEAD))
+    _closed: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._fill, daemon=True, name="raysrec-prefetch").start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while True:
+            started = time.perf_counter()
+            step = self._ready.get()
+            self.waited_s += time.perf_counter() - started
+            if step is None:
+                return
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+
+    def close(self) -> None:
+        """Let the thread end although not everything was taken."""
+        self._closed.set()
+
+    def _fill(self) -> None:
+        end: BaseException | None = None
+        try:
+            for step in self.source:
+                if not self._put(step):
+                    return
+        except BaseException as error:
+            end = error
+        self._put(end)
+
+    def _put(self, step: "list[Batch] | BaseException | None") -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(step, timeout=0.5)
+            except queue.Full:
+                continue
+            return True
+        return False

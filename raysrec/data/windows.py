@@ -1,0 +1,140 @@
+"""Which stretch of which history is one row of a batch, and at which of its positions it learns.
+
+A user with n interactions holds out the last for testing and the one before for validation, and the first is
+never a target, so positions 0..n-4 each have a target: the item that follows. Windows say how these n-3 positions
+are cut into rows. Everything here is arithmetic on lengths; no item is touched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HELD_OUT = 2
+"""Interactions at a user's end that are never learned from: one to validate, one to test."""
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Rows of a batch: positions start..stop-1 of a history are read, those from `learn_from` on have a target."""
+
+    rows: IntArray
+    """Which history."""
+    starts: IntArray
+    stops: IntArray
+    learn_from: IntArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: IntArray) -> "Windows":
+        """The windows at these indices, in this order."""
+        return Windows(self.rows[indices], self.starts[indices], self.stops[indices], self.learn_from[indices])
+
+    @property
+    def lengths(self) -> IntArray:
+        """Positions of each window."""
+        return self.stops - self.starts
+
+    @property
+    def num_targets(self) -> IntArray:
+        """Targets of each window."""
+        return self.stops - self.learn_from
+
+
+def num_training_positions(lengths: IntArray) -> IntArray:
+    """Positions that have a training target in histories of these lengths."""
+    return np.maximum(lengths - HELD_OUT - 1, 0)
+
+
+def tile(counts: IntArray, max_length: int, rng: np.random.Generator) -> Windows:
+    """Windows side by side: each target once, with less context near the start of a window.
+
+    The first window of a user who needs more than one has a random length, so that over the epochs every target
+    is seen with every amount of context.
+
+    Args:
+        counts: Training positions of each history.
+        max_length: Longest window (L).
+        rng: Draws the offsets.
+    """
+    first = np.where(counts > max_length, rng.integers(1, max_length, len(counts), endpoint=True), counts)
+    rows, turn = _repeat(np.where(counts > 0, 1 + -(-(counts - first) // max_length), 0))
+    starts = np.where(turn == 0, 0, first[rows] + (turn - 1) * max_length)
+    stops = np.minimum(first[rows] + turn * max_length, counts[rows])
+    return Windows(rows, starts, stops, starts)
+
+
+def overlap(counts: IntArray, max_length: int, rng: np.random.Generator) -> Windows:
+    """Windows that share half their length: each target once, with at least L // 2 positions of context.
+
+    Args:
+        counts: Training positions of each history.
+        max_length: Longest window (L).
+        rng: Not used; overlapping windows have no offset to draw.
+    """
+    context = max_length // 2
+    stride = max_length - context
+    more = np.maximum(counts - max_length, 0)
+    rows, turn = _repeat(np.where(counts > 0, 1 + -(-more // stride), 0))
+    learn_from = np.where(turn == 0, 0, max_length + (turn - 1) * stride)
+    starts = np.where(turn == 0, 0, learn_from - context)
+    stops = np.minimum(np.where(turn == 0, max_length, learn_from + stride), counts[rows])
+    return Windows(rows, starts, stops, learn_from)
+
+
+def last(counts: IntArray, max_length: int, rng: np.random.Generator) -> Windows:
+    """Only the newest window of each user; targets further back are not learned from.
+
+    Args:
+        counts: Training positions of each history.
+        max_length: Longest window (L).
+        rng: Not used.
+    """
+    rows = np.flatnonzero(counts > 0)
+    starts = np.maximum(counts[rows] - max_length, 0)
+    return Windows(rows, starts, counts[rows], starts)
+
+
+WINDOWS: dict[str, Callable[[IntArray, int, np.random.Generator], Windows]] = {
+    "tile": tile,
+    "overlap": overlap,
+    "last": last,
+}
+
+
+class Prefixes:
+    """One window per target, which learns at its last position only; enumerated, never materialised.
+
+    Args:
+        counts: Training positions of each history.
+        max_length: Longest prefix (L); older items are cut off.
+    """
+
+    def __init__(self, counts: IntArray, max_length: int) -> None:
+        self._ends = np.cumsum(counts)
+        self._counts = counts
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, indices: IntArray) -> Windows:
+        """The prefixes at these indices; index i is the i-th target, user after user."""
+        rows = np.searchsorted(self._ends, indices, side="right")
+        position = indices - (self._ends - self._counts)[rows]
+        return Windows(rows, np.maximum(position + 1 - self._max_length, 0), position + 1, position)
+
+
+Samples = Windows | Prefixes
+"""All windows of some histories, perhaps never in memory at once: a length, and `take(indices)`."""
+
+
+def _repeat(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """For each row its index `counts[row]` times, and beside it 0, 1, 2, … within the row."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    turn = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, turn

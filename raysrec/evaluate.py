@@ -1,0 +1,205 @@
+"""Rank every user's held-out item against the whole catalogue, on any number of workers, exactly.
+
+The product is one rank per user and split (`ranks.parquet`); every score is a function of these ranks. A popularity
+baseline is ranked beside the model, in the same pass and by the same rule.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from raysrec.checkpoint import RunDirectory, RunError
+from raysrec.command_line import run_verb
+from raysrec.config import RunConfig
+from raysrec.data.batches import HeldOut
+from raysrec.data.catalog import PreparedData, RowGroup
+from raysrec.data.loader import held_out
+from raysrec.data.reading import Reader, read_directly
+from raysrec.history import last_states
+from raysrec.models import SequenceModel
+from raysrec.ranking import RankSums, rank_of_target, top_items
+from raysrec.report import print_runs
+from raysrec.runtime import ray_session, threads_per_worker
+
+FROM_END = {"validation": 2, "test": 1}
+"""Which item of a history each split holds out, counted from the end."""
+
+COVERAGE_K = 10
+"""Length of the lists whose distinct items are counted as coverage."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranks of some users' held-out items, 1 is best."""
+
+    users: np.ndarray
+    ranks: np.ndarray
+    popularity_ranks: np.ndarray
+    lengths: np.ndarray
+    """Interactions before the held-out one."""
+    top: np.ndarray
+    """The COVERAGE_K best items of each user."""
+
+
+def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[str, Any]:
+    """Rank both splits with the run's model and write `ranks.parquet` and `metrics.json` into the run.
+
+    Raises:
+        RunError: The run has no model yet.
+        RuntimeError: Some user was not ranked exactly once.
+    """
+    ranks, recommended = _rank_with_ray(run, data, config)
+    metrics = {
+        split: _scores(ranks.filter(pa.compute.equal(ranks["split"], split)), recommended[split], config, data)
+        for split in FROM_END
+    }
+    pq.write_table(ranks, run.ranks_file)
+    return metrics
+
+
+def validation_sums(
+    model: SequenceModel, data: PreparedData, config: RunConfig, read: Reader, *, worker: int, num_workers: int
+) -> RankSums:
+    """This worker's share of the validation ranks, as sums to be added over workers."""
+    device = next(model.parameters()).device
+    ranks = [
+        _ranks(model, batch, config, device)[0]
+        for batch in held_out(
+            data, config, read, from_end=FROM_END["validation"], worker=worker, num_workers=num_workers
+        )
+    ]
+    return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
+
+
+def rank_row_groups(
+    model: SequenceModel, data: PreparedData, config: RunConfig, groups: Sequence[RowGroup], split: str
+) -> Iterator[Ranked]:
+    """Rank the held-out item of every user in these row groups, by the model and by popularity."""
+    device = next(model.parameters()).device
+    popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
+    for batch in held_out(data, config, lambda _: read_directly(groups), from_end=FROM_END[split], worker=0, num_workers=1):
+        ranks, states = _ranks(model, batch, config, device)
+        seen = _seen(batch, config, device)
+        flat = torch.ones(len(batch.users), 1, device=device)
+        by_popularity = rank_of_target(
+            flat, popularity, batch.targets.to(device), seen=seen, items_per_chunk=config.evaluate.items_per_chunk
+        )
+        top, _ = top_items(
+            states, model.item_vectors(), min(COVERAGE_K, data.manifest.num_items), bias=model.item_bias(), seen=seen,
+            items_per_chunk=config.evaluate.items_per_chunk,
+        )
+        yield Ranked(batch.users, ranks.cpu().numpy(), by_popularity.cpu().numpy(), batch.lengths, top.cpu().numpy())
+
+
+@torch.inference_mode()
+def _ranks(
+    model: SequenceModel, batch: HeldOut, config: RunConfig, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    history = batch.history.to(device)
+    states = last_states(model.encode(history), history)
+    ranks = rank_of_target(
+        states, model.item_vectors(), batch.targets.to(device), bias=model.item_bias(),
+        seen=_seen(batch, config, device), items_per_chunk=config.evaluate.items_per_chunk,
+    )
+    return ranks, states
+
+
+def _seen(batch: HeldOut, config: RunConfig, device: torch.device) -> torch.Tensor | None:
+    return batch.seen.to(device) if config.evaluate.exclude_seen else None
+
+
+class _Ranker:
+    """A Ray Data actor: loads the run's model once, then ranks unit after unit."""
+
+    def __init__(self, run: str, prepared: str, config_json: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._config = RunConfig.model_validate_json(config_json)
+        self._data = PreparedData.open(prepared)
+        self._model = RunDirectory.open(run).load_model()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        group = self._data.row_groups()[int(batch["group"][0])]
+        split = str(batch["split"][0])
+        parts = list(rank_row_groups(self._model, self._data, self._config, [group], split))
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__}
+        return {"split": np.full(len(columns["users"]), split), **columns}
+
+
+def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """One row per user and split in order, and for each split which items were recommended to anybody."""
+    import ray.data
+
+    work = [{"group": group, "split": split} for split in FROM_END for group in range(len(data.row_groups()))]
+    arguments = (str(run.path.resolve()), str(data.directory.resolve()), config.model_dump_json(), threads_per_worker(config.scale))
+    ranked = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+        _Ranker, fn_constructor_args=arguments, concurrency=config.scale.workers, batch_size=None, num_cpus=1
+    )
+    ranked.context.enable_progress_bars = False
+    ranked.context.execution_options.preserve_order = True
+    recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in FROM_END}
+    tables = []
+    for block in ranked.iter_batches(batch_size=None, batch_format="numpy"):
+        for split in FROM_END:
+            recommended[split][block["top"][block["split"] == split].ravel()] = True
+        tables.append(_rank_table(block))
+    return pa.concat_tables(tables), recommended
+
+
+def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:
+    return pa.table({
+        "split": pa.array(block["split"]).cast(pa.string()),
+        "user": pa.array(block["users"], pa.int64()),
+        "rank": pa.array(block["ranks"], pa.int64()),
+        "popularity_rank": pa.array(block["popularity_ranks"], pa.int64()),
+        "history_length": pa.array(block["lengths"], pa.int64()),
+    })
+
+
+def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: PreparedData) -> dict[str, Any]:
+    users = ranks["user"].to_numpy()
+    if len(users) != data.manifest.num_users or len(np.unique(users)) != len(users):
+        raise RuntimeError(
+            f"ranked {len(users)} users, {len(np.unique(users))} of them distinct, but the data has "
+            f"{data.manifest.num_users}; the ranking is not exact and is thrown away"
+        )
+    scores: dict[str, Any] = {"users": len(users)}
+    for name, column in (("model", "rank"), ("popularity", "popularity_rank")):
+        sums = RankSums.of(torch.from_numpy(ranks[column].to_numpy().copy()), config.evaluate.ks)
+        intervals = sums.intervals()
+        scores[name] = {key: {"mean": mean, "low": intervals[key][0], "high": intervals[key][1]} for key, mean in sums.means().items()}
+    scores["model"][f"coverage@{COVERAGE_K}"] = {"mean": float(recommended[1:].mean())}
+    return scores
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
+    from raysrec.command_line import load
+
+    run = RunDirectory.open(arguments.run)
+    config = load([run.config_file], arguments.overrides)
+    if not run.metrics_file.is_file():
+        raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
+    record = json.loads(run.metrics_file.read_text())
+    data = PreparedData.open(record["prepared"])
+    with ray_session(config.scale):
+        record["splits"] = evaluate(run, data, config)
+    run.metrics_file.write_text(json.dumps(record, indent=2) + "\n")
+    print_runs([run.path])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m raysrec.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 evaluate.exclude_seen=true")
+    return parser
+
+
+if __name__ == "__main__":
+    run_verb(main, _parser())

@@ -1,0 +1,69 @@
+"""What a configuration will do, in words and numbers, before anything starts."""
+
+from collections.abc import Iterator
+
+from tabulate import tabulate
+
+from raysrec.config import RunConfig
+from raysrec.data.catalog import PreparedData
+from raysrec.losses import chunk_sizes
+from raysrec.models import build_model
+from raysrec.ops import kernels
+from raysrec.runtime import threads_per_worker
+
+
+def plan(config: RunConfig, data: PreparedData | None, *, use_gpu: bool = False) -> str:
+    """The plan as a table of two columns.
+
+    Args:
+        config: The run.
+        data: Its prepared data; None where that has not been made yet, and then what depends on it is left open.
+        use_gpu: Will workers have GPUs?
+    """
+    rows = [("run", str(config.run_directory)), *_data_rows(config, data), *_work_rows(config, data, use_gpu)]
+    return tabulate(rows, tablefmt="plain")
+
+
+def _data_rows(config: RunConfig, data: PreparedData | None) -> Iterator[tuple[str, str]]:
+    if data is None:
+        yield "data", f"{config.data.name}: not prepared yet; python -m raysrec.prepare makes it and fills in this plan"
+        return
+    manifest = data.manifest
+    yield "data", f"{manifest.name} in {data.directory}"
+    yield "users", f"{manifest.num_users:,}"
+    yield "items", f"{manifest.num_items:,}"
+    yield "interactions", f"{manifest.num_interactions:,}"
+    yield "targets per epoch", f"{manifest.num_targets:,}"
+    steps = max(1, round(manifest.num_targets / config.train.batch_targets))
+    yield "steps", f"about {steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs"
+
+
+def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> Iterator[tuple[str, str]]:
+    train, device = config.train, "cuda" if use_gpu else "cpu"
+    if data is not None:
+        num_items = data.manifest.num_items
+        model = build_model(config.model, num_items)
+        parameters = sum(p.numel() for p in model.parameters())
+        yield "model", f"{config.model.name}, {parameters:,} parameters, {'causal' if model.causal else 'not causal'}"
+        chunks = chunk_sizes(train.batch_targets // config.scale.workers, num_items, on_gpu=use_gpu)
+        table = num_items * config.model.dim
+        yield (
+            "loss",
+            f"{config.loss.name} over {num_items:,} items in chunks of {chunks.targets:,} x {chunks.items:,}: "
+            f"{_megabytes(4 * chunks.targets * chunks.items)} beside {_megabytes(4 * table)} of gradient",
+        )
+    else:
+        yield "model", config.model.name
+    cut = f", windows {train.windows}" if train.supervision == "every_position" else ""
+    yield "supervision", f"{train.supervision}{cut}, histories of up to {config.model.max_length} items"
+    stage = f", ZeRO stage {config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""
+    precision = config.engine.precision
+    chosen = ("bfloat16 where the GPU has it" if use_gpu else "float32") if precision == "auto" else precision
+    yield "engine", f"{config.engine.name}{stage}, {chosen}"
+    threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
+    yield "workers", f"{config.scale.workers} on {device}{threads}, {config.data.num_streams} streams"
+    yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,165 @@
+"""What a person sees of a training, and what is kept of it: a bar, `log.jsonl` and TensorBoard files.
+
+Worker 0 sends events to a mailbox (a Ray actor); the driver takes them out, shows them and writes them down. The
+workers need no file system in common with the driver, and one bar stands for all of them.
+"""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+Event = dict[str, Any]
+"""One record of the log: `kind` is step, validation or note; the rest are numbers with their units in the name."""
+
+POLL_S = 0.5
+"""Seconds between two looks into the mailbox."""
+
+PLAIN_EVERY_S = 15.0
+"""Seconds between two lines where there is no terminal to draw a bar in."""
+
+
+class Mailbox:
+    """Holds events between two looks; lives in a Ray actor named after the run."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        """Add an event; called by worker 0."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """All events since the last call; called by the driver."""
+        events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def shown(mailbox: Any, directory: Path, *, epochs: int) -> Iterator[None]:
+    """While the block runs, show and record what arrives in the mailbox (an actor's handle)."""
+    import ray
+
+    stop = threading.Event()
+    with Recorder(directory) as recorder, _screen(epochs) as screen:
+
+        def deliver() -> None:
+            for event in ray.get(mailbox.take.remote()):
+                recorder.record(event)
+                screen.show(event)
+
+        def watch() -> None:
+            while not stop.wait(POLL_S):
+                deliver()
+
+        thread = threading.Thread(target=watch, daemon=True, name="raysrec-progress")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            deliver()
+
+
+class Recorder:
+    """Appends every event to `log.jsonl` and its numbers to TensorBoard."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> "Recorder":
+        # TensorBoard's writer logs about TensorFlow when it is imported, which nobody here uses.
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._log: TextIO = (self._directory / "log.jsonl").open("a")
+        self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))  # type: ignore[no-untyped-call]
+        return self
+
+    def record(self, event: Event) -> None:
+        """Keep one event."""
+        self._log.write(json.dumps(event) + "\n")
+        self._log.flush()
+        for name, value in event.items():
+            if name not in ("kind", "step") and isinstance(value, int | float):
+                tag = name if "/" in name else f"{event['kind']}/{name}"
+                self._board.add_scalar(tag, value, event["step"])
+
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
+        self._board.close()
+
+
+@dataclass
+class _Bar:
+    """A live bar on a terminal."""
+
+    bar: Progress
+    task: Any
+
+    def show(self, event: Event) -> None:
+        if event["kind"] == "step":
+            self.bar.update(self.task, completed=event["progress"], numbers=_numbers(event))
+        else:
+            self.bar.console.print(_line(event), highlight=False)
+
+
+@dataclass
+class _Lines:
+    """Plain lines where nobody watches: a validation each, and now and then a step."""
+
+    out: TextIO
+    last_s: float = field(default=-PLAIN_EVERY_S)
+
+    def show(self, event: Event) -> None:
+        if event["kind"] == "step" and event["elapsed_s"] < self.last_s + PLAIN_EVERY_S:
+            return
+        self.last_s = event.get("elapsed_s", self.last_s)
+        print(_line(event), file=self.out, flush=True)
+
+
+@contextmanager
+def _screen(epochs: int) -> Iterator[_Bar | _Lines]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(sys.stderr)
+        return
+    columns = (
+        TextColumn("training"), BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.fields[numbers]}"),
+        TextColumn("left"), TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield _Bar(bar, bar.add_task("training", total=epochs, numbers="starting workers"))
+
+
+def _line(event: Event) -> str:
+    if event["kind"] == "step":
+        return f"{_numbers(event)}  left {_duration(event['left_s'])}"
+    if event["kind"] == "validation":
+        scores = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in event.items() if "@10" in name)
+        best = "  best so far" if event["is_best"] else ""
+        return f"epoch {event['epoch']}  validation {scores}  ({_duration(event['elapsed_s'])}){best}"
+    return str(event.get("text", event))
+
+
+def _numbers(event: Event) -> str:
+    return (
+        f"epoch {event['epoch']}  loss {event['loss']:.4f}  {event['targets_per_s']:,.0f} targets/s  "
+        f"{event['tokens_per_s']:,.0f} tokens/s  padding {event['padding_share']:.0%}  "
+        f"data wait {event['data_wait_share']:.1%}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,136 @@
+"""Train a model: prepare the data if needed, train on Ray workers, rank the held-out items, print the table.
+
+This is what the driver does; what every worker does stands in `worker.py`. The same command goes on with a run that
+was interrupted.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from raysrec.checkpoint import RunDirectory, RunError, TrainingState
+from raysrec.command_line import config_parser, differences, load, run_verb
+from raysrec.config import RunConfig
+from raysrec.data.catalog import PreparedData
+from raysrec.engine import Weights
+from raysrec.evaluate import evaluate
+from raysrec.plan import plan
+from raysrec.prepare import find_prepared, prepare
+from raysrec.progress import Mailbox, shown
+from raysrec.report import print_runs
+from raysrec.runtime import ray_session, wants_gpu
+from raysrec.worker import train_worker
+
+
+def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
+    """Train, rank, and return the finished run's directory.
+
+    Args:
+        config: The run.
+        fresh: Throw away what an earlier run of this name left.
+
+    Raises:
+        RunError: The directory holds a run of another configuration.
+    """
+    run = RunDirectory(config.run_directory)
+    if fresh:
+        shutil.rmtree(run.path, ignore_errors=True)
+    if run.metrics_file.is_file():
+        print(f"{run.path} is finished; --fresh trains it again")
+        _refuse_other_config(run, config)
+        return run
+    data = prepare(config.data)
+    _refuse_other_config(run, config)
+    run.start(config, data.manifest.fingerprint)
+    with ray_session(config.scale):
+        print(plan(config, data), flush=True)
+        state, weights = _train_on_workers(run, data, config)
+        run.save_model(config, data.manifest.num_items, weights)
+        splits = evaluate(run, data, config)
+    run.save_metrics(
+        {
+            "data": config.data.name,
+            "model": config.model.name,
+            "prepared": str(data.directory),
+            "training": {
+                "supervision": config.train.supervision,
+                "workers": config.scale.workers,
+                "epochs": state.epoch,
+                "best_epoch": state.best_epoch,
+                "seconds": state.elapsed_s,
+                "seconds_to_best": state.best_elapsed_s,
+            },
+            "splits": splits,
+        }
+    )
+    return run
+
+
+def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[TrainingState, Weights]:
+    """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    mailbox_name = f"raysrec-mailbox-{run.path.resolve()}"
+    mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
+    use_gpu = wants_gpu(config.scale)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "prepared": str(data.directory.resolve()),
+            "mailbox": mailbox_name,
+        },
+        # Counts are exchanged on the CPU and gradients where they are.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=config.scale.workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(run.path.resolve()),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with shown(mailbox, run.path, epochs=config.train.epochs):
+        result = trainer.fit()
+    if result.checkpoint is None:
+        raise RunError(f"{run.path}: training ended without a checkpoint: {result.error}")
+    with result.checkpoint.as_directory() as folder:
+        state = TrainingState.model_validate_json((Path(folder) / "state.json").read_text())
+        return state, load_file(Path(folder) / "best.safetensors")
+
+
+def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
+    """A run goes on only under the configuration it was begun with."""
+    if not run.config_file.is_file():
+        return
+    changes = differences(run.config().model_dump(mode="json"), config.model_dump(mode="json"))
+    if changes:
+        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+        raise RunError(
+            f"{run.path} holds a run with other settings: {listed}; set storage.name to keep both, or --fresh to "
+            "throw the old one away"
+        )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train as the command line says and print the table."""
+    config = load(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        print(plan(config, find_prepared(config.data)))
+        return
+    run = train(config, fresh=arguments.fresh)
+    print_runs([run.path])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = config_parser("train", "Train a model and rank every user's held-out item against the whole catalogue.")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, print the plan, start nothing")
+    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier run of this name left")
+    return parser
+
+
+if __name__ == "__main__":
+    run_verb(main, _parser())

@@ -1,0 +1,229 @@
+"""What every training worker does: the loop over epochs and steps, and nothing that the driver does.
+
+The loop sees training batches and validation scores; it has no way to see a test score.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from raysrec.checkpoint import TrainingState, save_weights
+from raysrec.config import RunConfig
+from raysrec.data.catalog import PreparedData
+from raysrec.data.loader import Prefetched, epoch_steps
+from raysrec.data.reading import read_with_ray
+from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate
+from raysrec.evaluate import validation_sums
+from raysrec.models import SequenceModel, build_model
+from raysrec.objective import Objective
+from raysrec.ranking import RankSums
+from raysrec.runtime import threads_per_worker, tune_allocator
+
+LOG_EVERY_S = 1.0
+"""Seconds between two step events; each costs worker 0 a message."""
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What every worker does, from the first epoch or the last checkpoint to the end.
+
+    Args:
+        arguments: `config` (a RunConfig as JSON), `prepared` (folder of the data) and `mailbox` (name of an actor).
+    """
+    import ray.train
+
+    config = RunConfig.model_validate_json(arguments["config"])
+    context = ray.train.get_context()
+    worker, num_workers = context.get_world_rank(), context.get_world_size()
+    tune_allocator()
+    torch.set_num_threads(threads_per_worker(config.scale))
+    device = ray.train.torch.get_device()
+    data = PreparedData.open(arguments["prepared"])
+
+    torch.manual_seed(config.train.seed)
+    objective = Objective(build_model(config.model, data.manifest.num_items), config.loss).to(device)
+    replica = build_model(config.model, data.manifest.num_items).to(device).eval()
+    engine = build_engine(objective, config, device)
+    state, best = _restore(engine)
+    log = _Log(arguments["mailbox"], worker, config, data.manifest.num_targets)
+
+    def prefetch(epoch: int) -> Prefetched:
+        return Prefetched(
+            epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers)
+        )
+
+    upcoming = None if state.finished else prefetch(state.epoch)
+    while upcoming is not None:
+        started, steps, step, done = time.monotonic(), upcoming, state.step, 0
+        log.start_epoch(state)
+        ready = iter(steps)
+        while True:
+            batches = next(ready, [])
+            # Dropout depends on the step and not on what was drawn before, so that a resumed run draws the same.
+            torch.manual_seed(hash((config.train.seed, step, worker)))
+            progress = (state.epoch + done / data.manifest.num_targets) / config.train.epochs
+            result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
+            if result.targets == 0:  # every worker's data has ended
+                break
+            step, done = step + 1, done + result.targets
+            log.after_step(result, step, done, steps.waited_s)
+        log.end_epoch(step, done, steps.waited_s)
+
+        scores = None
+        is_last = state.epoch + 1 == config.train.epochs
+        # Reading for the next epoch starts while this one is validated.
+        upcoming = None if is_last else prefetch(state.epoch + 1)
+        if is_last or (state.epoch + 1) % config.train.validate_every == 0:
+            replica.load_state_dict(engine.weights())
+            scores = _validate(replica, data, config, worker, num_workers)
+        previous, state = state, _advance(state, config, step, scores, time.monotonic() - started)
+        if state.best_epoch > previous.best_epoch:
+            best = engine.weights()
+        log.after_validation(state, scores)
+        _save(engine, state, best, worker)
+        if state.finished and upcoming is not None:
+            upcoming.close()
+            upcoming = None
+
+
+def _restore(engine: Engine) -> tuple[TrainingState, Weights]:
+    """Go on from the last checkpoint that Ray Train knows of; the beginning where there is none."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainingState(), {}
+    with checkpoint.as_directory() as folder:
+        engine.load(Path(folder))
+        state = TrainingState.model_validate_json((Path(folder) / "state.json").read_text())
+        return state, load_file(Path(folder) / "best.safetensors")
+
+
+def _save(engine: Engine, state: TrainingState, best: Weights, worker: int) -> None:
+    """Hand the state after an epoch to Ray Train, which uploads and registers it; every worker takes part."""
+    import ray.train
+
+    folder = Path(tempfile.mkdtemp(prefix="raysrec-"))
+    engine.save(folder)
+    if worker == 0:
+        (folder / "state.json").write_text(state.model_dump_json())
+        save_weights(best, folder / "best.safetensors")
+    ray.train.report(
+        {"epoch": state.epoch, "best_score": state.best_score},
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_dir_name=f"epoch_{state.epoch:05d}",
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _validate(
+    model: SequenceModel, data: PreparedData, config: RunConfig, worker: int, num_workers: int
+) -> dict[str, float]:
+    """Validation scores over all users; the only scores that training ever sees."""
+    own = validation_sums(model, data, config, read_with_ray, worker=worker, num_workers=num_workers)
+    vector = own.to_vector()
+    if num_workers > 1:
+        dist.all_reduce(vector)
+    sums = RankSums.from_vector(vector, config.evaluate.ks)
+    if sums.count != data.manifest.num_users:
+        raise RuntimeError(f"validation ranked {sums.count} users, but the data has {data.manifest.num_users}")
+    return sums.means()
+
+
+def _advance(
+    state: TrainingState, config: RunConfig, step: int, scores: dict[str, float] | None, seconds: float
+) -> TrainingState:
+    """The state after an epoch: one more epoch, perhaps a new best, perhaps the end."""
+    epoch, elapsed_s = state.epoch + 1, state.elapsed_s + seconds
+    best: dict[str, Any] = {}
+    worse = state.worse_in_a_row
+    if scores is not None and scores[config.evaluate.metric] > state.best_score:
+        best = {"best_score": scores[config.evaluate.metric], "best_epoch": epoch, "best_elapsed_s": elapsed_s}
+        worse = 0
+    elif scores is not None:
+        worse += 1
+    return state.model_copy(
+        update={
+            "epoch": epoch,
+            "step": step,
+            "elapsed_s": elapsed_s,
+            "worse_in_a_row": worse,
+            "finished": epoch == config.train.epochs or worse >= config.train.patience,
+            **best,
+        }
+    )
+
+
+class _Log:
+    """Worker 0's account of speed and scores, sent to the driver; the other workers' says nothing.
+
+    Targets and tokens are those of all workers; the wait for data is worker 0's own.
+    """
+
+    def __init__(self, mailbox: str, worker: int, config: RunConfig, num_targets: int) -> None:
+        import ray
+
+        self._mailbox: Any = ray.get_actor(mailbox) if worker == 0 else None
+        self._config = config
+        self._num_targets = num_targets
+
+    def start_epoch(self, state: TrainingState) -> None:
+        """Begin to count."""
+        self._state = state
+        self._started = self._shown = time.monotonic()
+        self._sums = StepResult(0.0, 0)
+        self._waited_s = 0.0
+
+    def after_step(self, result: StepResult, step: int, done: int, waited_s: float) -> None:
+        """Add one step; now and then send what was seen since the last time."""
+        self._sums += result
+        if time.monotonic() - self._shown >= LOG_EVERY_S:
+            self._send(step, done, waited_s)
+
+    def end_epoch(self, step: int, done: int, waited_s: float) -> None:
+        """Send what is left."""
+        if self._sums.targets:
+            self._send(step, done, waited_s)
+
+    def after_validation(self, state: TrainingState, scores: dict[str, float] | None) -> None:
+        """Send the scores of an epoch."""
+        if self._mailbox is None or scores is None:
+            return
+        event = {f"validation/{name}": value for name, value in scores.items()}
+        is_best = state.best_epoch == state.epoch
+        self._mailbox.put.remote(
+            {"kind": "validation", "epoch": state.epoch, "step": state.step, "elapsed_s": state.elapsed_s,
+             "is_best": is_best, **event}
+        )
+
+    def _send(self, step: int, done: int, waited_s: float) -> None:
+        now = time.monotonic()
+        seconds, sums = now - self._shown, self._sums
+        elapsed_s = self._state.elapsed_s + now - self._started
+        progress = self._state.epoch + done / self._num_targets
+        waited, self._waited_s = waited_s - self._waited_s, waited_s
+        self._shown, self._sums = now, StepResult(0.0, 0)
+        if self._mailbox is None:
+            return
+        self._mailbox.put.remote(
+            {
+                "kind": "step",
+                "epoch": self._state.epoch + 1,
+                "step": step,
+                "progress": progress,
+                "loss": sums.loss / sums.targets,
+                "learning_rate": learning_rate(
+                    self._config.train, step=step, progress=progress / self._config.train.epochs
+                ),
+                "targets_per_s": sums.targets / seconds,
+                "tokens_per_s": sums.tokens / seconds,
+                "padding_share": 1 - sums.tokens / sums.positions,
+                "data_wait_share": waited / seconds,
+                "elapsed_s": elapsed_s,
+                "left_s": elapsed_s * (self._config.train.epochs / progress - 1),
+            }
+        )

@@ -1,0 +1,77 @@
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysrec.config import TrainConfig
+from raysrec.data.batches import Histories, collate, held_out_batches, micro_batches, training_batches
+from raysrec.data.windows import Windows
+
+
+def histories_of(lengths):
+    """History i has the items 1000 i + 1, 1000 i + 2, … at times ten times as large."""
+    items = [[1000 * row + position + 1 for position in range(length)] for row, length in enumerate(lengths)]
+    table = pa.table(
+        {
+            "user": pa.array(range(1, len(lengths) + 1), pa.int64()),
+            "items": pa.array(items, pa.list_(pa.int32())),
+            "times": pa.array([[10 * item for item in row] for row in items], pa.list_(pa.int64())),
+        }
+    )
+    return Histories.of([table.slice(0, 2), table.slice(2)])
+
+
+def test_arrow_slices_are_gathered_as_they_are():
+    histories = histories_of([4, 6, 5])
+    assert histories.lengths.tolist() == [4, 6, 5]
+    assert histories.items[histories.offsets[2]] == 2001
+    assert histories.users.tolist() == [1, 2, 3]
+
+
+def test_collate_pads_on_the_right_and_puts_the_following_item_as_target():
+    batch = collate(
+        histories_of([6, 6, 6]),
+        Windows(rows=np.array([1, 2]), starts=np.array([0, 2]), stops=np.array([3, 4]), learn_from=np.array([0, 3])),
+    )
+    assert batch.history.items.tolist() == [[1001, 1002, 1003], [2003, 2004, 0]]
+    assert batch.history.times.tolist() == [[10010, 10020, 10030], [20030, 20040, 0]]
+    assert batch.history.lengths.tolist() == [3, 2]
+    assert batch.targets.tolist() == [[1002, 1003, 1004], [0, 2005, 0]]
+
+
+@pytest.mark.parametrize("supervision", ["every_position", "last_position"])
+@pytest.mark.parametrize("windows", ["tile", "overlap"])
+def test_a_pool_gives_every_target_once_and_none_that_is_held_out(supervision, windows):
+    lengths = [3, 4, 9, 30, 17, 5, 64]
+    config = TrainConfig(supervision=supervision, windows=windows, micro_batch_tokens=24)
+    steps = training_batches(
+        histories_of(lengths), config, max_length=8, batch_targets=11, rng=np.random.default_rng(3)
+    )
+    seen = Counter(int(item) for step in steps for batch in step for item in batch.targets[batch.targets != 0])
+    expected = {1000 * row + position + 1 for row, n in enumerate(lengths) for position in range(1, n - 2)}
+    assert seen == Counter(expected)
+
+
+def test_no_micro_batch_exceeds_its_tokens_unless_one_row_does():
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    parts = list(micro_batches(lengths, 120))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    assert all(len(part) == 1 or len(part) * lengths[part].max() <= 120 for part in parts)
+
+
+@pytest.mark.parametrize(("from_end", "offset"), [(1, 0), (2, 1)])
+def test_held_out_items_are_ranked_given_everything_before_them(from_end, offset):
+    lengths = [3, 12, 7]
+    batches = list(held_out_batches(histories_of(lengths), from_end=from_end, max_length=5, batch_tokens=12))
+    users = np.concatenate([batch.users for batch in batches])
+    assert sorted(users.tolist()) == [1, 2, 3]
+    for batch in batches:
+        for row, user in enumerate(batch.users):
+            n = lengths[user - 1]
+            past = [1000 * (user - 1) + position + 1 for position in range(n - from_end)]
+            real = int(batch.history.lengths[row])
+            assert batch.history.items[row, :real].tolist() == past[-5:]
+            assert batch.targets[row] == 1000 * (user - 1) + n - offset
+            assert batch.seen[batch.seen[:, 0] == row, 1].tolist() == past
+            assert batch.lengths[row] == n - from_end
