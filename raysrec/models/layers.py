@@ -1,0 +1,100 @@
+"""Blocks that at least two models use verbatim: item embedding, feed-forward, dropout, and the papers' initialisation.
+
+A block that only one model has lives in that model's file, beside the equations it comes from.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-12
+"""RecBole's value, and so the papers': small enough that a constant vector is divided by almost nothing."""
+
+
+class ItemEmbedding(nn.Module):
+    """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids]))``.
+
+    `table` is also what states are scored against. Row 0 stands at padded positions; it is a vector like any
+    other, so whoever reads positions must see that padded ones reach no real state.
+
+    Source:
+        Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
+    """
+
+    def __init__(self, *, num_items: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_items + 1, dim)
+        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, items: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """Vectors of items, one per id."""
+        vectors: Tensor = self.norm(self.dropout(self.table(items)))
+        return vectors
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
+
+    Residual and normalisation are the caller's, for the papers place them differently.
+    """
+
+    def __init__(self, *, dim: int, inner_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, inner_dim)
+        self.contract = nn.Linear(inner_dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        """The layer's output, without the residual."""
+        inner = self.dropout(F.gelu(self.expand(x)))
+        y: Tensor = self.dropout(self.contract(inner))
+        return y
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout` with cheap random numbers on a CPU, where drawing one float per value costs more than a model does.
+
+    On a CPU each value spends 16 random bits, so the probability is rounded to a multiple of 1/65,536 (and the
+    scale agrees with the rounded one: the expectation is exact). Elsewhere it is torch's own.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """`x` with values zeroed at random and the rest scaled up, in training; `x` itself otherwise."""
+        if not self.training or self.probability == 0.0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.probability)
+        return x * _keep_or_drop(x, self.probability)
+
+
+@torch.no_grad()
+def init_weights_(module: nn.Module) -> None:
+    """Give every linear layer and embedding in `module` weights N(0, 0.02²), biases 0, and norms weight 1, bias 0.
+
+    Convolutions and raw parameters keep what their own constructors gave them.
+
+    Source:
+        RecBole's `_init_weights`, which both papers' models apply to all of their parts.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            part.weight.normal_(mean=0.0, std=0.02)
+        if isinstance(part, nn.LayerNorm):
+            part.weight.fill_(1.0)
+        if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
+            part.bias.zero_()
+
+
+def _keep_or_drop(x: Tensor, probability: float) -> Tensor:
+    """Zeros where `x` is dropped and 1 / (share kept) where it is kept."""
+    dropped = min(round(65_536 * probability), 65_535)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    keep = torch.ge(bits, dropped - 32_768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+    return keep.mul_(65_536 / (65_536 - dropped))

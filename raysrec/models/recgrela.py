@@ -1,0 +1,285 @@
+"""RecGRELA: gated linear attention with a rotary numerator, a short convolution as local shortcut, and an MLP.
+
+    X = LN(Drop(E[ids]))
+    per block, with N = LN1(X):
+        G = SiLU(W_g N + b_g)        U = W_i N + b_i        q = W_q U + b_q        k = W_k U + b_k        v = U
+        O = LinearAttention(q, k, v) + SiLU(ShortConv(v))
+        X = X + DropPath(W_o (O * G) + b_o)
+        X = X + MLP(LN2(X))
+
+and the score of item j is X · E_j. There is no final normalisation. The papers' configs have several blocks; with a
+single one neither residual is there.
+
+The attention has three forms. `causal` looks back only: it learns at every position at once and serves with
+constant memory, 1,281 numbers per block of 64 channels. `bidirectional` lets every real position see every other,
+the paper's formula with padding left out. `unmasked` is what the authors' code computes, padding included, and is
+there to explain differences from published numbers. With one block the first two agree at the last position; with
+more they are different models, for what a bidirectional block tells the next about position i knows what follows i.
+
+The memory of the causal form is a sum over the *whole* history: nothing decays and nothing is cut off at
+`max_length`. Train with the context that will be served, or begin again from `initial_state` when a user has
+outgrown it.
+
+Source:
+    Hu, Zhou, Shen et al., "Gated Rotary-Enhanced Linear Attention for Long-term Sequential Recommendation",
+    arXiv:2506.13315, 2025; the authors' code, TBI805/RecGRELA at 608a39b, for what the text leaves open.
+
+Departures:
+    * The default form is causal; the authors' attention sees every position, the target's neighbours included, and
+      therefore must be trained on one prefix per sample.
+    * `bidirectional` masks padding and divides by the number of real items; the authors let padding in and divide by
+      the padded length, so their states depend on how long the batch's other histories are. `unmasked` does likewise.
+    * The local shortcut is the authors' CUDA path on every device; their fallback drops the SiLU and does not
+      transpose back.
+    * Rotary tables have any length; the authors' has exactly `max_length` rows.
+    * phi(x) = ELU(x) + 1 is computed as exp(min(x, 0)) + max(x, 0), which is the same function without rounding
+      small keys to zero.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from raysrec.history import History
+from raysrec.models.base import ModelConfig, SequenceModel
+from raysrec.models.layers import LAYER_NORM_EPS, FeedForward, ItemEmbedding, init_weights_
+from raysrec.ops.linear_attention import (
+    LinearAttentionState,
+    bidirectional_linear_attention,
+    causal_linear_attention,
+    initial_linear_attention_state,
+    linear_attention_step,
+)
+from raysrec.ops.short_conv import short_conv, short_conv_step
+from raysrec.schema import Count, Probability
+
+
+class RecGRELAConfig(ModelConfig):
+    """Settings of RecGRELA."""
+
+    name: Literal["recgrela"] = "recgrela"
+    form: Literal["causal", "bidirectional", "unmasked"] = "causal"
+    """Which positions attention sees: those up to its own, all real ones, or all with padding (the authors' code)."""
+    num_blocks: Count = 4
+    """Blocks, one on the other."""
+    num_heads: Count = 4
+    """Heads of the attention (H); divides `dim` into an even number of channels each."""
+    mlp_dim: Count = 256
+    """Inner channels of the MLP."""
+    conv_kernel: Count = 4
+    """Positions that the local shortcut mixes, the current one included."""
+    drop_path: Probability = 0.1
+    """Probability that a block's attention is left out for a whole history, in training."""
+    residual: Literal["auto", "always"] = "auto"
+    """Residual connections: `auto` is the papers' rule, none if there is only one block."""
+
+    @model_validator(mode="after")
+    def _heads_hold_pairs(self) -> "RecGRELAConfig":
+        if self.dim % (2 * self.num_heads):
+            raise ValueError(
+                f"model.dim={self.dim} does not split into model.num_heads={self.num_heads} heads of an even number of "
+                f"channels (rotations turn pairs); choose a multiple of {2 * self.num_heads}"
+            )
+        return self
+
+
+class BlockState(NamedTuple):
+    """What one block remembers of a history: dim²/heads + 4 dim + 1 numbers, however long it is."""
+
+    window: Float[Tensor, "B K-1 D"]
+    """The last inputs of the short convolution, oldest first."""
+    attention: LinearAttentionState
+    """The sums of the linear attention."""
+
+
+class RecGRELA(SequenceModel):
+    """Item embedding and gated blocks; recurrent in the causal form."""
+
+    Config: ClassVar[type[ModelConfig]] = RecGRELAConfig
+
+    def __init__(self, config: RecGRELAConfig, num_items: int) -> None:
+        super().__init__()
+        self.form = config.form
+        self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
+        self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]
+            Block(
+                dim=config.dim,
+                num_heads=config.num_heads,
+                mlp_dim=config.mlp_dim,
+                conv_kernel=config.conv_kernel,
+                dropout=config.dropout,
+                drop_path=config.drop_path,
+                residual=config.residual == "always" or config.num_blocks > 1,
+            )
+            for _ in range(config.num_blocks)
+        )
+        init_weights_(self)
+
+    @property
+    def causal(self) -> bool:
+        """Only the causal form looks back alone."""
+        return self.form == "causal"
+
+    @property
+    def padding_leaks(self) -> bool:
+        """Do padded positions change real states? They do in the authors' code, and in the form that repeats it."""
+        return self.form == "unmasked"
+
+    def encode(self, history: History) -> Float[Tensor, "B L D"]:
+        """One state per position; what stands at padded positions means nothing."""
+        seen = self._seen(history)
+        x: Tensor = self.embedding(history.items)
+        for block in self.blocks:
+            x = block(x, seen)
+        return x
+
+    def item_vectors(self) -> Float[Tensor, "V D"]:
+        """The item embedding's table."""
+        return self.embedding.table.weight
+
+    @property
+    def recurrent(self) -> bool:
+        """Only the causal form is: in the others a new item changes every earlier row."""
+        return self.causal
+
+    def initial_state(self, batch_size: int) -> list[BlockState]:
+        """The memory of users who have no history yet, one per block.
+
+        Raises:
+            NotImplementedError: The form is not causal.
+        """
+        self._require_causal()
+        return [block.attention.initial_state(batch_size) for block in self.blocks]
+
+    def step(self, items: Int[Tensor, " B"], state: list[BlockState]) -> tuple[Float[Tensor, "B D"], list[BlockState]]:
+        """Take one more item per user in constant time; the same state as `encode` gives there, in evaluation mode.
+
+        Raises:
+            NotImplementedError: The form is not causal.
+        """
+        self._require_causal()
+        x: Tensor = self.embedding(items)
+        new_state = []
+        for block, memory in zip(self.blocks, state, strict=True):
+            x, new_memory = block.step(x, memory)
+            new_state.append(new_memory)
+        return x, new_state
+
+    def _seen(self, history: History) -> Bool[Tensor, "B L"] | None:
+        """The positions that attention sees; None for those up to its own."""
+        if self.form == "causal":
+            return None
+        mask = history.mask()
+        return mask if self.form == "bidirectional" else torch.ones_like(mask)
+
+    def _require_causal(self) -> None:
+        if not self.causal:
+            raise NotImplementedError(f"RecGRELA has no recurrent form with model.form={self.form}; use form=causal")
+
+
+class Block(nn.Module):
+    """Gated attention, then an MLP, each on normalised input and each with a residual (or neither)."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        conv_kernel: int,
+        dropout: float,
+        drop_path: float,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attention = GatedAttention(dim=dim, num_heads=num_heads, conv_kernel=conv_kernel)
+        self.drop_path = DropPath(drop_path)
+        self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = FeedForward(dim=dim, inner_dim=mlp_dim, dropout=dropout)
+        self.residual = residual
+
+    def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+        """The block's output; each position sees those of `seen`, or those up to its own if that is None."""
+        return self._join(x, self.drop_path(self.attention(self.attention_norm(x), seen)))
+
+    def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
+        """One position of the causal form."""
+        attended, state = self.attention.step(self.attention_norm(x), state)
+        return self._join(x, self.drop_path(attended)), state
+
+    def _join(self, x: Float[Tensor, "*shape D"], attended: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        x = x + attended if self.residual else attended
+        y: Tensor = self.mlp(self.mlp_norm(x))
+        return x + y if self.residual else y
+
+
+class GatedAttention(nn.Module):
+    """``W_o ((RELA(q, k, v) + SiLU(ShortConv(v))) * G) + b_o``: the values are the input projection itself."""
+
+    def __init__(self, *, dim: int, num_heads: int, conv_kernel: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, dim)
+        self.input = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.conv = nn.Conv1d(dim, dim, conv_kernel, groups=dim)  # holds the taps; `short_conv` does the work
+        self.output = nn.Linear(dim, dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+        """Mixtures of what each position sees."""
+        value = self.input(x)
+        query, key = self.query(value), self.key(value)
+        if seen is None:
+            attended = causal_linear_attention(query, key, value, num_heads=self.num_heads)
+        else:
+            attended = bidirectional_linear_attention(query, key, value, seen, num_heads=self.num_heads)
+        local = short_conv(value, *self._taps(), activation="silu")
+        return self._gated(x, attended, local)
+
+    def initial_state(self, batch_size: int) -> BlockState:
+        """Nothing seen: zeros, on the parameters' device."""
+        like = self.gate.weight.new_empty(batch_size, self.gate.in_features)
+        window = like.new_zeros(batch_size, self.conv.kernel_size[0] - 1, self.gate.in_features)
+        return BlockState(window, initial_linear_attention_state(like, num_heads=self.num_heads))
+
+    def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
+        """The mixture at one more position, and the new memory."""
+        value = self.input(x)
+        attended, attention = linear_attention_step(self.query(value), self.key(value), value, state.attention)
+        local, window = short_conv_step(value, *self._taps(), state.window, activation="silu")
+        return self._gated(x, attended, local), BlockState(window, attention)
+
+    def _taps(self) -> tuple[Float[Tensor, "D K"], Float[Tensor, " D"]]:
+        assert self.conv.bias is not None
+        return self.conv.weight[:, 0], self.conv.bias
+
+    def _gated(
+        self, x: Float[Tensor, "*shape D"], attended: Float[Tensor, "*shape D"], local: Float[Tensor, "*shape D"]
+    ) -> Float[Tensor, "*shape D"]:
+        mixed: Tensor = self.output((attended + local) * F.silu(self.gate(x)))
+        return mixed
+
+
+class DropPath(nn.Module):
+    """Zeros for a whole row of the batch at random and the rest scaled up, in training.
+
+    Source:
+        Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, " B *shape"]) -> Float[Tensor, " B *shape"]:
+        """`x`, some rows of it zero."""
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.probability
+        return x * (kept / (1 - self.probability)).to(x.dtype)
