@@ -1,0 +1,338 @@
+"""From raw interactions to a prepared data set: read, filter, number, order, write; `python -m raysrec.prepare`.
+
+The steps are pure functions on arrays and run in one process. The folder is named by a fingerprint of the source's
+bytes and of every rule that matters, appears whole or not at all, and is reused by whoever asks for the same again.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from raysrec.command_line import config_parser, load, run_verb
+from raysrec.config import DataConfig
+from raysrec.data import synthetic
+from raysrec.data.catalog import (
+    FORMAT_VERSION,
+    Histories,
+    Manifest,
+    PreparedData,
+    PreparedDataError,
+    Source,
+    write_catalog,
+    write_histories,
+)
+from raysrec.data.filters import keep_intervals
+from raysrec.data.sources import TIME_RULE, Interactions, SourceError, format_of, read, separator_of, source_files
+
+VERSION = 1
+"""Changes when the same source and rules give other histories; part of every fingerprint."""
+
+ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
+TIE_RULE = "interactions of a user at the same time keep the order of the source"
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -> PreparedData:
+    """The prepared data set that the config describes: found by its fingerprint, or made.
+
+    Args:
+        config: Source, rules, and the folder under which prepared data sets are kept.
+        progress: Is told in one line what is done next.
+
+    Raises:
+        SourceError: The source cannot be read.
+        ValueError: Nothing is left after filtering.
+    """
+    stamp, source = _stamp(config), hash_source(config)
+    fingerprint = fingerprint_of(config, source)
+    folder = Path(config.prepared) / fingerprint
+    if found := _opened(folder):
+        progress(f"reusing {folder}")
+        return found
+    progress(f"reading {config.source}")
+    interactions = read(config)
+    if _stamp(config) != stamp:
+        raise SourceError(f"data.source={config.source}: changed while it was read; prepare again when it is complete")
+    progress(f"filtering {len(interactions.table)} interactions")
+    histories, rounds = make_histories(interactions, config)
+    progress(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users to {folder}")
+    with _appearing_whole(folder) as scratch:
+        facts = {"name": config.name, "fingerprint": fingerprint, "source": source, "filter_rounds": rounds}
+        _write(scratch, histories, interactions, config, facts)
+    return PreparedData.open(folder)
+
+
+def find_prepared(config: DataConfig) -> PreparedData | None:
+    """The prepared data set that the config describes, if it was made before.
+
+    Raises:
+        SourceError: There is no such source.
+    """
+    return _opened(Path(config.prepared) / fingerprint_of(config, hash_source(config)))
+
+
+def hash_source(config: DataConfig) -> Source:
+    """Name, size and SHA-256 of the source as it lies on disk; of its settings for the embedded source.
+
+    Raises:
+        SourceError: There is no such file.
+    """
+    if format_of(config) == "synthetic":
+        settings = f"{synthetic.VERSION} {config.synthetic.model_dump_json()}"
+        return Source(path="synthetic", bytes=0, sha256=hashlib.sha256(settings.encode()).hexdigest())
+    filesystem, paths = source_files(config)
+    sizes, digests = zip(*(_hash_file(filesystem, path) for path in paths), strict=True)
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return Source(path=config.source, bytes=sum(sizes), sha256=whole)
+
+
+def fingerprint_of(config: DataConfig, source: Source) -> str:
+    """Sixteen hexadecimal digits over all that decides the prepared data: the source's bytes and the rules.
+
+    The name of the data set, the place of the source and the layout of an epoch do not count.
+    """
+    intervals = config.user_interactions, config.item_interactions
+    rules: dict[str, Any] = {
+        "version": [VERSION, FORMAT_VERSION],
+        "source": source.sha256,
+        "format": (kind := format_of(config)),
+        "intervals": [[interval.low, str(interval.high)] for interval in intervals],
+    }
+    if kind in ("csv", "parquet"):
+        rules["columns"] = config.columns.model_dump()
+    if kind == "csv":
+        rules["separator"] = separator_of(config)
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, int]:
+    """Filtered, numbered and ordered histories, and the number of filtering rounds.
+
+    Raises:
+        ValueError: Nothing is left after filtering.
+    """
+    users, user_ids = _codes(interactions.table, "user")
+    items, item_ids = _codes(interactions.table, "item")
+    kept, rounds = keep_intervals(users, items, users=config.user_interactions, items=config.item_interactions)
+    if not kept.any():
+        raise ValueError(
+            f"data.user_interactions={config.user_interactions} and data.item_interactions={config.item_interactions}: "
+            f"nothing is left of the {len(kept)} interactions of {config.source}; widen the intervals"
+        )
+    users, user_ids = number_by_appearance(users[kept], user_ids)
+    items, item_ids = number_by_appearance(items[kept], item_ids)
+    times = interactions.table.column("time").to_numpy()[kept]
+    order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
+    return Histories(user_ids, item_ids, offsets, items[order], times[order]), rounds
+
+
+def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
+    """Codes renumbered 1, 2, … in the order in which they first appear, and the ids in that order.
+
+    Ids whose code does not appear are left out.
+    """
+    first = np.full(len(ids), len(codes), dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several assignments the last stays: the first appearance
+    appearing = np.flatnonzero(first < len(codes))
+    appearing = appearing[np.argsort(first[appearing])]
+    numbers = np.zeros(len(ids), dtype=np.int32)
+    numbers[appearing] = np.arange(1, len(appearing) + 1)
+    return numbers[codes], ids.take(pa.array(appearing))
+
+
+def count_ties(histories: Histories) -> dict[str, int]:
+    """How much of the order is decided by the rule for ties: the manifest's three counts of it."""
+    ends = histories.offsets[1:]
+    same = np.zeros(len(histories.times) + 1, dtype=np.bool_)  # same[i]: i - 1 and i are one user's at the same time
+    same[1:-1] = histories.times[1:] == histories.times[:-1]
+    same[histories.offsets] = False
+    return {
+        "tied_interactions": int(np.count_nonzero(same[1:] | same[:-1])),
+        "tied_validation_targets": int(np.count_nonzero(same[ends - 1] | same[ends - 2])),
+        "tied_test_targets": int(np.count_nonzero(same[ends - 1])),
+    }
+
+
+def main(arguments: Namespace) -> None:
+    """Prepare what the config describes, and print what came out."""
+    config = load(arguments.config, arguments.overrides).data
+    data = prepare(config, progress=lambda line: print(line, flush=True))
+    print(summary(data))
+
+
+def summary(data: PreparedData) -> str:
+    """What a prepared data set holds, in a few lines."""
+    manifest = data.manifest
+    held_out = f"{manifest.tied_validation_targets:,} validation and {manifest.tied_test_targets:,} test items"
+    return "\n".join(
+        (
+            f"users         {manifest.num_users:,}",
+            f"items         {manifest.num_items:,}",
+            f"interactions  {manifest.num_interactions:,} of {manifest.source_interactions:,}, "
+            f"after {manifest.filter_rounds} rounds of filtering; {manifest.num_targets:,} to learn from",
+            f"longest       {manifest.longest_history:,} interactions",
+            f"ties in time  {manifest.tied_interactions:,} interactions; they decide {held_out}",
+            f"folder        {data.directory}",
+        )
+    )
+
+
+def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
+    """A code for each row and the ids that the codes stand for."""
+    (column,) = table.column(name).chunks
+    return column.indices.to_numpy(), column.dictionary
+
+
+def _write(
+    scratch: Path, histories: Histories, interactions: Interactions, config: DataConfig, facts: dict[str, Any]
+) -> None:
+    """All files of a prepared data set, the manifest last."""
+    lengths = np.diff(histories.offsets)
+    manifest = Manifest(
+        source_interactions=len(interactions.table),
+        num_users=len(histories.user_ids),
+        num_items=len(histories.item_ids),
+        num_interactions=len(histories.items),
+        num_targets=int(np.maximum(lengths - 3, 0).sum()),
+        longest_history=int(lengths.max()),
+        user_interactions=config.user_interactions,
+        item_interactions=config.item_interactions,
+        id_rule=ID_RULE,
+        time_rule=TIME_RULE,
+        tie_rule=TIE_RULE,
+        floored_times=interactions.floored_times,
+        catalog_bytes=write_catalog(histories, scratch),
+        shards=write_histories(histories, scratch),
+        **count_ties(histories),
+        **facts,
+    )
+    (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def _opened(folder: Path) -> PreparedData | None:
+    """The data set in this folder, if it is there and can be used as it is."""
+    if not folder.exists():
+        return None
+    try:
+        return PreparedData.open(folder)
+    except PreparedDataError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _stamp(config: DataConfig) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file of the source."""
+    filesystem, paths = source_files(config)
+    return [(info.path, info.size, info.mtime_ns) for info in filesystem.get_file_info(paths)]
+
+
+def _hash_file(filesystem: fs.FileSystem, path: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name only when all of it is on disk.
+
+    A killed process leaves a hidden folder that the next one removes: it is locked for as long as its process lives.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    scratch, lock = _locked_folder(folder)
+    try:
+        yield scratch
+        for path in [*scratch.rglob("*"), scratch]:
+            _sync(path)
+        _rename(scratch, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, int]:
+    """A new hidden folder beside the one that is to appear, and its lock."""
+    while True:
+        scratch = _hidden_beside(folder)
+        scratch.mkdir()
+        lock = os.open(scratch, os.O_RDONLY)
+        _try_lock(lock, fcntl.LOCK_EX)
+        if scratch.exists():  # else another process swept it away before it was locked
+            return scratch, lock
+        os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders of processes that were killed."""
+    for path in parent.glob(".*.tmp"):
+        if not re.fullmatch(r"\.[0-9a-f]{16}\.[0-9a-f]{32}\.tmp", path.name):
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue  # gone meanwhile
+        if _try_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _try_lock(folder: int, how: int) -> bool:
+    try:
+        fcntl.flock(folder, how)
+    except OSError:
+        return False  # held by another process, or by no one on a file system without locks: nothing is swept there
+    return True
+
+
+def _rename(scratch: Path, folder: Path) -> None:
+    """Give the finished folder its name, unless another process was first; a broken one in the way is moved aside."""
+    while True:
+        try:
+            os.rename(scratch, folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise
+        if _opened(folder):
+            return
+        aside = _hidden_beside(folder)
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _hidden_beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    run_verb(main, config_parser("prepare", "Turn raw interactions into histories on disk."))
