@@ -102,7 +102,7 @@ def separator_of(config: DataConfig) -> str:
         SourceError: Two different characters.
     """
     separator = config.separator.replace("\\t", "\t")
-    if separator == "," and config.source.removesuffix(".gz").endswith(".tsv"):
+    if separator == "," and config.source.lower().removesuffix(".gz").endswith(".tsv"):
         return "\t"
     if len(separator) == 2 and separator[0] != separator[1]:
         raise SourceError(f"data.separator={separator!r}: two different characters; write one, or one twice as in '::'")
@@ -162,7 +162,7 @@ def _layout(config: DataConfig, kind: str) -> _Layout:
     if kind == "recbole":
         return _Layout("\t", quoted=False, columns=("user_id", "item_id", "timestamp"), typed=True)
     if kind == "movielens":
-        if config.source.removesuffix(".gz").endswith(".dat"):
+        if config.source.lower().removesuffix(".gz").endswith(".dat"):
             names = ("userId", "movieId", "rating", "timestamp")
             return _Layout("::", quoted=False, columns=("userId", "movieId", "timestamp"), names=names)
         return _Layout(",", quoted=True, columns=("userId", "movieId", "timestamp"))
@@ -183,9 +183,7 @@ def _read_text(source: str, layout: _Layout) -> Interactions:
     except pa.ArrowInvalid as error:
         _raise_first_fault(source, layout, names)
         raise SourceError(f"{source}: {error}") from error
-    if not len(table):
-        raise SourceError(f"{source}: has no interactions, only a header; expected one a line")
-    if _faulty(table):
+    if not len(table) or _faulty(table):
         _raise_first_fault(source, layout, names)
     return _interactions(table, floored_times)
 
@@ -234,13 +232,16 @@ def _header(source: str, layout: _Layout) -> tuple[str, ...]:
 
 
 def _raise_first_fault(source: str, layout: _Layout, names: tuple[str, ...]) -> None:
-    """Raise about the first line that is wrong, if reading line by line finds one."""
+    """Raise about the first line that is wrong, or about there being none, if reading line by line finds that."""
     places = [names.index(column) for column in layout.columns]
-    first = 0 if layout.names else 1
-    for number, line in itertools.islice(_lines(source), first, None):
+    found = 0
+    for number, line in itertools.islice(_lines(source), 0 if layout.names else 1, None):
         fault = _fault_of_line(line, layout, names, places) if line else None
         if fault:
             raise SourceError(f"{source}: line {number}: {fault}")
+        found += bool(line)
+    if not found:
+        raise SourceError(f"{source}: has no interactions; expected one a line, separated by {layout.separator!r}")
 
 
 def _fault_of_line(line: bytes, layout: _Layout, names: tuple[str, ...], places: list[int]) -> str | None:
