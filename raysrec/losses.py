@@ -43,8 +43,8 @@ def softmax_loss(
         ValueError: A target is not an item: below 1, or above N.
         ValueError: A chunk size is below 1.
     """
-    _check(targets, vectors.shape[0] - 1, targets_per_chunk, items_per_chunk)
-    automatic = chunk_sizes(targets.shape[0], vectors.shape[0] - 1, on_gpu=vectors.is_cuda)
+    _check(targets, len(vectors) - 1, targets_per_chunk, items_per_chunk)
+    automatic = chunk_sizes(len(targets), max(1, len(vectors) - 1), on_gpu=vectors.is_cuda)
     chunks = ChunkSizes(targets_per_chunk or automatic.targets, items_per_chunk or automatic.items)
     # Inside a Function's forward grad mode is always off, so the caller's is looked up here.
     loss: Tensor = _SoftmaxLoss.apply(states, vectors, targets, bias, chunks, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
@@ -77,14 +77,18 @@ class ChunkSizes(NamedTuple):
 
 
 def chunk_sizes(num_targets: int, num_items: int, *, on_gpu: bool = False) -> ChunkSizes:
-    """The chunks that `softmax_loss` takes by itself: all items for some hundred targets, else a cut through both.
+    """The chunks that `softmax_loss` takes by itself.
 
-    On a CPU at most 16 Mi scores exist at once (64 MiB in float32), and 1 Mi where at least 128 targets fit, so
-    that they stay in the cache. On a GPU a chunk must be large to keep the device busy: 256 Mi scores (1 GiB).
+    All items at once for as many targets as keep a CPU's scores in its cache (512 Ki of them) or a GPU busy, but
+    for 128 targets at least: fewer make the table's gradient pass through memory too often. Where that is more
+    than 32 Mi scores (128 MiB; on a GPU 256 Mi, 1 GiB), items are cut too, and each score is
+    computed twice.
     """
-    preferred, most, fewest_targets = (2**28, 2**28, 1024) if on_gpu else (2**20, 2**24, 128)
-    targets = max(1, min(num_targets, max(fewest_targets, preferred // max(1, num_items))))
-    return ChunkSizes(targets, max(1, min(num_items, most // targets)))
+    fewest_targets, preferred, most = (1024, 2**28, 2**28) if on_gpu else (128, 2**19, 2**25)
+    if fewest_targets * num_items <= most:
+        return ChunkSizes(max(1, min(num_targets, max(fewest_targets, preferred // num_items))), num_items)
+    targets = max(1, min(num_targets, 4 * fewest_targets))
+    return ChunkSizes(targets, min(num_items, max(2048, preferred // targets)))
 
 
 class _SoftmaxLoss(torch.autograd.Function):

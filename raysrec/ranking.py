@@ -3,8 +3,9 @@
 Nothing here knows models, files or workers. One number per user comes out of `rank_of_target`, every metric is a
 function of that number, and `RankSums` is what workers add up: sums and counts, never means of means.
 
-Scores are added up in float64. In float32 the last digits of a matrix product depend on the shape of the matrices, so that two items with one vector would tie in one chunk
-and not in another, and a rank would depend on chunks and workers. It costs a factor of two of a small time.
+Scores are added up in float64. In float32 the last digits of a matrix product depend on the shape of the matrices,
+so that two items with one vector would tie in one chunk and not in another, and a rank would depend on chunks and
+workers.
 """
 
 import math
