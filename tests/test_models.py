@@ -1,0 +1,261 @@
+"""The promises that every model keeps, over `MODELS` and over the alternatives that each model's `Config` offers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raysrec.history import History, last_states
+from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
+
+NUM_ITEMS = 20
+TINY: dict[str, Any] = {"dim": 16, "max_length": 12}
+
+
+def variants() -> Iterator[Any]:
+    """Each model's default at a tiny size, and the same with one setting changed to each alternative there is."""
+    for name, model in MODELS.items():
+        default = {"name": name, **TINY}
+        yield pytest.param(model.Config.model_validate(default), id=name)
+        for key, field in model.Config.model_fields.items():
+            for choice in alternatives(key, field.annotation):
+                if choice != field.default:
+                    changed = model.Config.model_validate({**default, key: choice})
+                    yield pytest.param(changed, id=f"{name}-{key}={choice}")
+
+
+def alternatives(key: str, kind: Any) -> tuple[Any, ...]:
+    """Every value of a Literal, both of a bool, and one and two of what a model has a number of."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if kind is bool:
+        return (True, False)
+    return (1, 2) if key.startswith("num_") else ()
+
+
+@pytest.fixture(params=variants())
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    chosen: ModelConfig = request.param
+    return chosen
+
+
+@pytest.fixture
+def model(config: ModelConfig) -> SequenceModel:
+    """Ready to be asked, with weights large enough that a difference would show."""
+    made = build_model(config, NUM_ITEMS).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return made
+
+
+def history_of(*rows: list[int], length: int | None = None) -> History:
+    """Item ids as a History, padded to the longest row or to `length`; an item comes a day after another."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = length or int(lengths.max())
+    items = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    times = torch.where(items > 0, 86_400 * (1 + torch.arange(width)), 0)
+    return History(items, times, lengths)
+
+
+ROWS = ([3, 1, 4, 1, 5, 9, 2], [6, 5], [8], [9, 7, 9, 3, 2])
+
+
+def real(states: Tensor, history: History) -> list[Tensor]:
+    """The states at each row's real positions."""
+    return [row[:length] for row, length in zip(states, history.lengths.tolist(), strict=True)]
+
+
+def assert_same_states(one: list[Tensor], other: list[Tensor], atol: float = 1e-5) -> None:
+    # Float32 sums over other shapes differ in the last bits.
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
+
+
+def padding_leaks(model: SequenceModel) -> bool:
+    """A form that repeats an authors' code in which padding reaches real states says so itself."""
+    return bool(getattr(model, "padding_leaks", False))
+
+
+def next_item_loss(model: SequenceModel, history: History) -> Tensor:
+    """Cross-entropy of the last item of each row given those before it; rows have at least two."""
+    past = [row[: int(n) - 1].tolist() for row, n in zip(history.items, history.lengths, strict=True)]
+    before = history_of(*past)
+    states = last_states(model.encode(before), before)
+    targets = torch.stack([row[n - 1] for row, n in zip(history.items, history.lengths, strict=True)])
+    scores = states @ model.item_vectors().T
+    bias = model.item_bias()
+    scores = scores if bias is None else scores + bias
+    return torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+
+
+def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, config: ModelConfig) -> None:
+    history = history_of(*ROWS)
+    assert model.encode(history).shape == (*history.items.shape, config.dim)
+    assert model.item_vectors().shape == (NUM_ITEMS + 1, config.dim)
+    bias = model.item_bias()
+    assert bias is None or bias.shape == (NUM_ITEMS + 1,)
+
+
+def test_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
+    short, long = history_of(*ROWS), history_of(*ROWS, length=11)
+    ours, padded = real(model.encode(short), short), real(model.encode(long), long)
+    if padding_leaks(model):
+        with pytest.raises(AssertionError):
+            assert_same_states(ours, padded)
+        return
+    assert_same_states(ours, padded)
+
+
+def test_what_stands_in_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
+    history = history_of(*ROWS)
+    before = real(model.encode(history), history)
+    with torch.no_grad():
+        model.item_vectors()[0] = 7 * torch.randn_like(model.item_vectors()[0])
+    after = real(model.encode(history), history)
+    if padding_leaks(model):
+        with pytest.raises(AssertionError):
+            assert_same_states(before, after)
+        return
+    assert_same_states(before, after)
+
+
+def test_other_rows_change_nothing(model: SequenceModel) -> None:
+    together = history_of(*ROWS)
+    alone = [history_of(row, length=together.items.shape[1]) for row in ROWS]
+    separately = [real(model.encode(history), history)[0] for history in alone]
+    assert_same_states(real(model.encode(together), together), separately)
+
+
+def test_causal_is_honest_both_ways(model: SequenceModel) -> None:
+    kept, other = history_of([3, 1, 4, 1, 5, 9, 2]), history_of([3, 1, 4, 1, 8, 7, 6])
+    before, after = model.encode(kept)[:, :4], model.encode(other)[:, :4]
+    if model.causal:
+        assert_same_states([before], [after])
+        return
+    with pytest.raises(AssertionError):
+        assert_same_states([before], [after])
+
+
+def test_the_past_matters(model: SequenceModel) -> None:
+    one, other = history_of([3, 1, 4]), history_of([1, 3, 4])
+    assert not torch.allclose(model.encode(one)[0, 2], model.encode(other)[0, 2], atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
+    history = history_of(*ROWS[:2], *ROWS[3:])
+    next_item_loss(model, history).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_gradients_are_finite_for_a_history_of_one_item(model: SequenceModel) -> None:
+    history = history_of([5], [7], length=3)
+    last_states(model.train().encode(history), history).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_two_steps_with_one_seed_are_the_same_to_the_bit(config: ModelConfig) -> None:
+    def trained() -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        model = build_model(config, NUM_ITEMS).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            next_item_loss(model, history_of(ROWS[0], ROWS[3])).backward()
+            optimizer.step()
+        return model.state_dict()
+
+    one, other = trained(), trained()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_dropout_is_for_training_only(config: ModelConfig) -> None:
+    model, history = build_model(config, NUM_ITEMS), history_of(*ROWS)
+    model.train()
+    assert not torch.equal(model.encode(history), model.encode(history))
+    model.eval()
+    assert torch.equal(model.encode(history), model.encode(history))
+
+
+def test_a_few_histories_can_be_memorised(config: ModelConfig) -> None:
+    # Only the first two items together tell a row's last; the two just before it are the same in all rows.
+    rows = [[a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
+    certain = {key: 0.0 for key in type(config).model_fields if key.startswith("drop")}
+    model = build_model(config.model_copy(update=certain), NUM_ITEMS).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss = next_item_loss(model, history_of(*rows))
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.3:
+            return
+    pytest.fail(f"after 500 steps the loss is still {loss.item():.2f} nats; choosing among {len(rows)} costs 1.79")
+
+
+def test_config_to_json_and_back_is_the_same_model(config: ModelConfig) -> None:
+    again = MODELS[config.name].Config.model_validate_json(config.model_dump_json())
+    assert again == config
+    models = []
+    for each in (config, again):
+        torch.manual_seed(0)
+        models.append(build_model(each, NUM_ITEMS).eval())
+    assert torch.equal(*(model.encode(history_of(*ROWS)) for model in models))
+
+
+def test_saved_and_loaded_it_gives_the_same_states(model: SequenceModel, config: ModelConfig, tmp_path: Path) -> None:
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    again = build_model(config, NUM_ITEMS).eval()
+    again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(model.encode(history_of(*ROWS)), again.encode(history_of(*ROWS)))
+
+
+@pytest.mark.parametrize("how", ["autocast", "to"])
+def test_bfloat16_runs_and_stays_close(model: SequenceModel, how: str) -> None:
+    history = history_of(*ROWS)
+    exact = real(model.encode(history), history)
+    if how == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = model.encode(history)
+    else:
+        states = model.to(torch.bfloat16).encode(history)
+    for rough, truth in zip(real(states.float(), history), exact, strict=True):
+        # Eight bits of mantissa through several layers: a few percent of the states' size.
+        assert (rough - truth).norm() < 0.05 * truth.norm()
+
+
+def test_stepping_is_encoding(model: SequenceModel) -> None:
+    if not model.recurrent:
+        with pytest.raises(NotImplementedError, match="no recurrent form"):
+            model.initial_state(1)
+        return
+    assert model.causal
+    history = history_of([3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1])
+    state, states = model.initial_state(2), []
+    for position in range(7):
+        output, state = model.step(history.items[:, position], state)
+        states.append(output)
+    torch.testing.assert_close(torch.stack(states, dim=1), model.encode(history), atol=1e-5, rtol=1e-4)
+
+
+def test_memory_of_a_history_does_not_grow_with_it(model: SequenceModel) -> None:
+    if not model.recurrent:
+        pytest.skip("not recurrent")
+    state = model.initial_state(3)
+    shapes = [leaf.shape for leaf in torch.utils._pytree.tree_leaves(state)]
+    for _ in range(3):
+        _, state = model.step(torch.tensor([1, 2, 3]), state)
+    assert [leaf.shape for leaf in torch.utils._pytree.tree_leaves(state)] == shapes
+    assert all(shape[0] == 3 for shape in shapes)
+
+
+def test_a_new_model_scores_all_items_about_alike(config: ModelConfig) -> None:
+    model, history = build_model(config, NUM_ITEMS).eval(), history_of(*ROWS)
+    scores = last_states(model.encode(history), history) @ model.item_vectors().T
+    assert scores.abs().max() < 5
