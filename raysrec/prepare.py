@@ -14,7 +14,7 @@ import shutil
 import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +318,8 @@ def _rename(scratch: Path, folder: Path) -> None:
         if _opened(folder):
             return
         aside = _hidden_beside(folder)
-        os.rename(folder, aside)
+        with suppress(FileNotFoundError):  # another process may be mending it, too
+            os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -133,9 +133,6 @@ def source_files(config: DataConfig) -> tuple[fs.FileSystem, list[str]]:
     return filesystem, paths
 
 
-# --- text ---
-
-
 @dataclass(frozen=True)
 class _Layout:
     """How the lines of a text format are cut, and where its three columns stand."""
@@ -282,9 +279,6 @@ def _lines(source: str) -> Iterator[tuple[int, bytes]]:
             yield number, line.rstrip(b"\r\n")
 
 
-# --- Parquet ---
-
-
 def _read_parquet(config: DataConfig) -> Interactions:
     filesystem, paths = source_files(config)
     parts = [_parquet_part(filesystem, path, config) for path in paths]
@@ -345,8 +339,6 @@ def _refuse(faulty: pa.ChunkedArray, message: str) -> None:
     if row >= 0:
         raise SourceError(f"{message} (row {row + 1})")
 
-
-# --- shared ---
 
 _SAVE_AS_UTF8 = "save the file as UTF-8"
 
