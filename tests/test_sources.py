@@ -128,6 +128,8 @@ def test_a_missing_file_names_its_neighbour(file):
     path = file("ratings.dat", b"")
     with pytest.raises(SourceError, match=r"rating.dat: there is no such file; did you mean ratings.dat\?"):
         read(config(path.with_name("rating.dat"), format="movielens"))
+    with pytest.raises(SourceError, match=r"rating.dat: there is no such file; did you mean ratings.dat\?"):
+        read(config(path.with_name("rating.dat")))
 
 
 @pytest.mark.parametrize("spoil", [lambda data: b"plain text", lambda data: data[:-9], lambda data: data + b"more"])

@@ -73,7 +73,7 @@ def format_of(config: DataConfig) -> str:
     """The format of the source, by its name where the config says `auto`.
 
     Raises:
-        SourceError: The name says nothing.
+        SourceError: The name says nothing, or nothing is there.
     """
     if config.format != "auto":
         return config.format
@@ -87,8 +87,11 @@ def format_of(config: DataConfig) -> str:
     if name.endswith((".csv", ".tsv")):
         return "csv"
     filesystem, path = _locate(config.source)
-    if name.endswith(".parquet") or filesystem.get_file_info(path).type == fs.FileType.Directory:
+    found = filesystem.get_file_info(path).type
+    if name.endswith(".parquet") or found == fs.FileType.Directory:
         return "parquet"
+    if found == fs.FileType.NotFound:
+        raise SourceError(f"data.source={config.source}: there is no such file{_similar_file(filesystem, path)}")
     raise SourceError(
         f"data.source={config.source}: the name does not tell the format; known names are {KNOWN_NAMES}; "
         "set data.format to recbole, movielens, csv or parquet"
