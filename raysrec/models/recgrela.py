@@ -227,7 +227,9 @@ class GatedAttention(nn.Module):
         self.input = nn.Linear(dim, dim)
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
-        self.conv = nn.Conv1d(dim, dim, conv_kernel, groups=dim)  # holds the taps; `short_conv` does the work
+        bound = conv_kernel**-0.5  # as torch starts a convolution with one input channel per group
+        self.conv_weight = nn.Parameter(torch.empty(dim, conv_kernel).uniform_(-bound, bound))
+        self.conv_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
         self.output = nn.Linear(dim, dim)
         self.num_heads = num_heads
 
@@ -239,25 +241,22 @@ class GatedAttention(nn.Module):
             attended = causal_linear_attention(query, key, value, num_heads=self.num_heads)
         else:
             attended = bidirectional_linear_attention(query, key, value, seen, num_heads=self.num_heads)
-        local = short_conv(value, *self._taps(), activation="silu")
+        local = short_conv(value, self.conv_weight, self.conv_bias, activation="silu")
         return self._gated(x, attended, local)
 
     def initial_state(self, batch_size: int) -> BlockState:
         """Nothing seen: zeros, on the parameters' device."""
-        like = self.gate.weight.new_empty(batch_size, self.gate.in_features)
-        window = like.new_zeros(batch_size, self.conv.kernel_size[0] - 1, self.gate.in_features)
+        dim, taps = self.conv_weight.shape
+        like = self.conv_weight.new_empty(batch_size, dim)
+        window = like.new_zeros(batch_size, taps - 1, dim)
         return BlockState(window, initial_linear_attention_state(like, num_heads=self.num_heads))
 
     def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
         """The mixture at one more position, and the new memory."""
         value = self.input(x)
         attended, attention = linear_attention_step(self.query(value), self.key(value), value, state.attention)
-        local, window = short_conv_step(value, *self._taps(), state.window, activation="silu")
+        local, window = short_conv_step(value, self.conv_weight, self.conv_bias, state.window, activation="silu")
         return self._gated(x, attended, local), BlockState(window, attention)
-
-    def _taps(self) -> tuple[Float[Tensor, "D K"], Float[Tensor, " D"]]:
-        assert self.conv.bias is not None
-        return self.conv.weight[:, 0], self.conv.bias
 
     def _gated(
         self, x: Float[Tensor, "*shape D"], attended: Float[Tensor, "*shape D"], local: Float[Tensor, "*shape D"]
