@@ -46,6 +46,6 @@ def test_initial_weights_are_the_papers() -> None:
     parts = nn.ModuleDict({"embedding": ItemEmbedding(num_items=500, dim=64, dropout=0.0), "linear": nn.Linear(64, 64)})
     init_weights_(parts)
     for weight in (parts["embedding"].table.weight, parts["linear"].weight):  # type: ignore[union-attr]
-        assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert (parts["linear"].bias == 0).all()  # type: ignore[operator]
     assert (parts["embedding"].norm.weight == 1).all()  # type: ignore[union-attr, operator]
