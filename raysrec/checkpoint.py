@@ -116,6 +116,10 @@ class RunDirectory:
         """Write the scores, last of all: they say that the run is finished."""
         write_atomically(self.metrics_file, json.dumps(record, indent=2) + "\n")
 
+    def weights_stamp(self) -> int:
+        """A number that changes when the weights do."""
+        return (self.model_directory / "weights.safetensors").stat().st_mtime_ns
+
     def load_model(self) -> SequenceModel:
         """The trained model, on the CPU, ready to encode.
 
@@ -133,11 +137,12 @@ def load_model(directory: Path) -> SequenceModel:
     """
     try:
         description = json.loads((directory / "model.json").read_text())
+        weights = load_file(directory / "weights.safetensors")
     except FileNotFoundError:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
     settings = description["model"]
     model = build_model(MODELS[settings["name"]].Config.model_validate(settings), description["num_items"])
-    model.load_state_dict(load_file(directory / "weights.safetensors"))
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -156,8 +161,11 @@ def write_atomically(path: Path, text: str) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _provenance(fingerprint: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def differences(
 def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2."""
     try:
-        main(parser.parse_args())
+        main(parser.parse_intermixed_args())  # options and settings in any order
     except (ValueError, OSError) as error:
         if isinstance(error, ValidationError):
             raise
@@ -127,7 +127,8 @@ def _describe(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from _describe(field.annotation, f"{prefix}{name}.")
         elif prefix or name != "model":
             default = "required" if field.default is PydanticUndefined else field.default
-            yield f"  {prefix}{name} ({default})\n      {field.description}"
+            shown = default if str(default) else "''"
+            yield f"  {prefix}{name} ({shown})\n      {' '.join((field.description or '').split())}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -158,40 +159,68 @@ def _read_override(override: str) -> dict[str, Any]:
     return nest(key, value)
 
 
+_EXPECTED = {"string_type": "text; put it in quotes", "tuple_type": "a list, such as [1, 2]"}
+"""What pydantic would say in terms of Python's types."""
+
+
 def _in_words(detail: Any) -> str:
     """One mistake in one line: the field, what came, what was expected, and what to do."""
     location = [str(part) for part in detail["loc"]]
+    model = None
     if location[:1] == ["model"] and len(location) > 1 and location[1] in MODELS:
-        del location[1]  # the union's tag, which is no key
+        model = location.pop(1)  # the union's tag, which is no key
     key, kind, came = ".".join(location), detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        return f"{key} is not a known key{_nearest(key, detail)}"
+        return _unknown_key(key, model)
     if kind == "union_tag_invalid":
         names = list(MODELS)
         near = difflib.get_close_matches(str(detail["ctx"]["tag"]), names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"model.name={detail['ctx']['tag']!r} is no model; {hint}known: {', '.join(names)}"
-    if kind in ("union_tag_not_found", "missing"):
+    if kind == "union_tag_not_found" or (kind == "missing" and key == "model"):
         return f"model.name is missing; one of {', '.join(MODELS)}"
+    if kind in ("model_type", "model_attributes_type"):
+        example = next(name for name in _known_keys(None) if name.startswith(f"{key}."))
+        return f"{key}={came!r}: {key} is a section; set keys in it, such as {example}"
+    if kind == "missing":
+        return f"{'.'.join(location[:-1])}={came!r}: is too short"
+    if kind in _EXPECTED:
+        return f"{key}={came!r}: expected {_EXPECTED[kind]}"
     if kind == "value_error":
         message = str(detail["ctx"]["error"])
-        return f"{key}: {message}" if key else message
+        return message if not key or message.startswith(f"{key}.") else f"{key}: {message}"
     return f"{key}={came!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _nearest(key: str, detail: Any) -> str:
-    known = list(_known_keys(detail))
-    close = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    if not close:  # the right name in another section
-        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean {close[0]}?" if close else "; --help lists the known keys"
+def _unknown_key(key: str, model: str | None) -> str:
+    name = key.rpartition(".")[2]
+    owners = [other for other in MODELS if model and name in MODELS[other].Config.model_fields]
+    if owners:
+        return f"{key} is a key of model.name={' and '.join(owners)}, but not of model.name={model}; leave it out"
+    near = _nearest(key, list(_known_keys(model)))
+    return f"{key} is not a known key; {f'did you mean {near}?' if near else '--help lists the known keys'}"
 
 
-def _known_keys(detail: Any) -> Iterator[str]:
-    tag = detail["loc"][1] if detail["loc"][0] == "model" and len(detail["loc"]) > 1 else None
-    sections = {"": RunConfig} if tag not in MODELS else {"model.": MODELS[str(tag)].Config}
-    for prefix, section in sections.items():
-        for line in _describe(section, prefix):
-            yield line.split()[0]
-    if tag not in MODELS:
-        yield from RunConfig.model_fields
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that is most alike: its own name counts twice what its section does, and short keys come first."""
+    section, _, name = key.rpartition(".")
+
+    def likeness(other: str) -> tuple[float, int]:
+        other_section, _, other_name = other.rpartition(".")
+        return 2 * _alike(name, other_name) + _alike(section, other_section), -other.count(".")
+
+    best = max(known, key=likeness)
+    return best if _alike(name, best.rpartition(".")[2]) > 0.55 else None
+
+
+def _alike(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(a=one, b=other).ratio()
+
+
+def _known_keys(model: str | None) -> Iterator[str]:
+    """Sections, their keys, and the keys of one model; of all models where it is not known which is meant."""
+    yield from RunConfig.model_fields
+    described = [*_describe(RunConfig)]
+    for name in [model] if model else MODELS:
+        described += _describe(MODELS[name].Config, "model.")
+    yield from (line.split()[0] for line in described)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, model_validator
 
 from raysrec.models import MODELS, ModelConfig, build_model
-from raysrec.schema import Count, CountOrZero, Interval, NonNegative, Positive, Section
+from raysrec.schema import Count, CountOrZero, Decay, Interval, NonNegative, Positive, Section
 
 
 class Columns(Section):
@@ -67,7 +67,7 @@ class DataConfig(Section):
     def _enough_to_hold_out(self) -> "DataConfig":
         if self.user_interactions.low < 3:
             raise ValueError(
-                f"user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each user "
+                f"data.user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each user "
                 "needs one to learn from, one to validate and one to test; start the interval at 3 or more"
             )
         return self
@@ -93,9 +93,13 @@ class TrainConfig(Section):
     """Targets per update, over all workers; a batch may exceed it by part of one history."""
     micro_batch_tokens: Count = 32_768
     """Positions (padding included) that one worker encodes at once; bounds memory, changes no result."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """`adam` for everything (the papers'), or `muon` for the matrices and Adam for the rest."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of Adam."""
-    betas: tuple[NonNegative, NonNegative] = (0.9, 0.999)
+    muon_learning_rate: Positive = 0.02
+    """Peak learning rate of Muon; follows the same warm-up and schedule."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of Adam's running mean and variance."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay of matrices other than the item table."""
@@ -140,7 +144,7 @@ class ScaleConfig(Section):
 class EvaluateConfig(Section):
     """How held-out items are ranked."""
 
-    ks: tuple[Count, ...] = (5, 10, 20)
+    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (5, 10, 20)
     """Cut-offs of the metrics."""
     metric: str = "ndcg@10"
     """The validation score that chooses the best weights and stops training."""
@@ -155,7 +159,9 @@ class EvaluateConfig(Section):
     def _metric_is_computed(self) -> "EvaluateConfig":
         known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in self.ks]
         if self.metric not in known:
-            raise ValueError(f"metric={self.metric!r} is not computed for ks={list(self.ks)}; one of {', '.join(known)}")
+            raise ValueError(
+                f"evaluate.metric={self.metric} is not computed with evaluate.ks={list(self.ks)}; one of {', '.join(known)}"
+            )
         return self
 
 
@@ -205,6 +211,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"scale.workers={self.scale.workers} exceeds data.num_streams={self.data.num_streams}, and a stream is "
                 "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+            )
+        if self.train.optimizer == "muon" and self.engine.name != "torch":
+            raise ValueError(
+                f"train.optimizer=muon needs whole matrices, which engine.name={self.engine.name} cuts up; "
+                "set engine.name=torch or train.optimizer=adam"
             )
         if self.train.supervision == "every_position" and not self.causal:
             raise ValueError(

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysrec.config import EngineConfig, RunConfig, TrainConfig
 from raysrec.history import Batch, empty_batch
 from raysrec.objective import Objective
+from raysrec.optimizers import build_optimizers, set_learning_rate
 
 Weights = dict[str, Tensor]
 
@@ -100,7 +101,7 @@ class TorchEngine:
         self._objective = objective
         self._device = device
         self._clip_norm = config.train.clip_norm
-        self._optimizer = _adam(objective, config.train, device)
+        self._optimizers = build_optimizers(objective.model, config.train)
         self._autocast = _precision(config.engine, device) == torch.bfloat16
         self._wrapped: nn.Module = DistributedDataParallel(objective) if _num_workers() > 1 else objective
 
@@ -118,9 +119,10 @@ class TorchEngine:
             loss += total.detach().cpu()
         if self._clip_norm:
             torch.nn.utils.clip_grad_norm_(self._objective.parameters(), self._clip_norm)
-        _set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self._optimizers, learning_rate)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return replace(seen, loss=_sum_over_workers(loss))
 
     def weights(self) -> Weights:
@@ -132,13 +134,14 @@ class TorchEngine:
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         save_file(self.weights(), directory / "weights.safetensors")
-        torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
+        torch.save([optimizer.state_dict() for optimizer in self._optimizers], directory / "optimizer.pt")
 
     def load(self, directory: Path) -> None:
         """Every worker reads the same files."""
         self._objective.model.load_state_dict(load_file(directory / "weights.safetensors"))
-        state = torch.load(directory / "optimizer.pt", map_location=self._device, weights_only=True)
-        self._optimizer.load_state_dict(state)
+        states = torch.load(directory / "optimizer.pt", map_location=self._device, weights_only=True)
+        for optimizer, state in zip(self._optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
     def _quiet_unless(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         if is_last or not isinstance(self._wrapped, DistributedDataParallel):
@@ -155,8 +158,9 @@ class DeepSpeedEngine:
         self._device = device
         self._stage = config.engine.zero_stage
         self._deepspeed = deepspeed
+        (optimizer,) = build_optimizers(objective.model, config.train)  # Muon is refused when the config is loaded
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=objective, optimizer=_adam(objective, config.train, device), config=deepspeed_config(config, device)
+            model=objective, optimizer=optimizer, config=deepspeed_config(config, device)
         )
 
     def step(self, batches: Sequence[Batch], *, learning_rate: float) -> StepResult:
@@ -164,7 +168,7 @@ class DeepSpeedEngine:
         batches, seen = _agree(batches)
         if seen.targets == 0:
             return seen
-        _set_learning_rate(self._optimizer, learning_rate)
+        set_learning_rate([self._optimizer], learning_rate)
         loss = torch.zeros((), dtype=torch.float64)
         for index, batch in enumerate(batches):
             self._engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
@@ -232,24 +236,6 @@ def _precision(config: EngineConfig, device: torch.device) -> torch.dtype:
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bfloat16 else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-
-
-def _adam(objective: Objective, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Adam; weight decay touches matrices only, and not the item table."""
-    table = objective.model.item_vectors()
-    decayed = [p for p in objective.parameters() if p.ndim >= 2 and p is not table]
-    others = [p for p in objective.parameters() if p.ndim < 2 or p is table]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value
 
 
 def _num_workers() -> int:

@@ -5,6 +5,7 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raysrec.checkpoint import RunDirectory, RunError
-from raysrec.command_line import run_verb
+from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData, RowGroup
@@ -33,6 +34,9 @@ FROM_END = {"validation": 2, "test": 1}
 
 COVERAGE_K = 10
 """Length of the lists whose distinct items are counted as coverage."""
+
+UNITS_PER_WORKER = 8
+"""Blocks of row groups that each worker ranks: enough that the workers end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -115,31 +119,19 @@ def _seen(batch: HeldOut, config: RunConfig, device: torch.device) -> torch.Tens
     return batch.seen.to(device) if config.evaluate.exclude_seen else None
 
 
-class _Ranker:
-    """A Ray Data actor: loads the run's model once, then ranks unit after unit."""
-
-    def __init__(self, run: str, prepared: str, config_json: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._config = RunConfig.model_validate_json(config_json)
-        self._data = PreparedData.open(prepared)
-        self._model = RunDirectory.open(run).load_model()
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        group = self._data.row_groups()[int(batch["group"][0])]
-        split = str(batch["split"][0])
-        parts = list(rank_row_groups(self._model, self._data, self._config, [group], split))
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__}
-        return {"split": np.full(len(columns["users"]), split), **columns}
-
-
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """One row per user and split in order, and for each split which items were recommended to anybody."""
     import ray.data
 
     work = [{"group": group, "split": split} for split in FROM_END for group in range(len(data.row_groups()))]
-    arguments = (str(run.path.resolve()), str(data.directory.resolve()), config.model_dump_json(), threads_per_worker(config.scale))
-    ranked = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        _Ranker, fn_constructor_args=arguments, concurrency=config.scale.workers, batch_size=None, num_cpus=1
+    arguments = {
+        "run": str(run.path.resolve()),
+        "weights": run.weights_stamp(),
+        "prepared": str(data.directory.resolve()),
+        "config_json": config.model_dump_json(),
+    }
+    ranked = ray.data.from_items(work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.workers)).map_batches(
+        _rank_units, fn_kwargs=arguments, compute=ray.data.TaskPoolStrategy(size=config.scale.workers), batch_size=None, num_cpus=1
     )
     ranked.context.enable_progress_bars = False
     ranked.context.execution_options.preserve_order = True
@@ -150,6 +142,25 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
             recommended[split][block["top"][block["split"] == split].ravel()] = True
         tables.append(_rank_table(block))
     return pa.concat_tables(tables), recommended
+
+
+def _rank_units(batch: dict[str, np.ndarray], *, run: str, weights: int, prepared: str, config_json: str) -> dict[str, Any]:
+    """A Ray Data task: rank the row groups of one block."""
+    config = RunConfig.model_validate_json(config_json)
+    torch.set_num_threads(threads_per_worker(config.scale))
+    model, data = _loaded(run, weights, prepared)
+    parts, splits = [], []
+    for group, split in zip(batch["group"].tolist(), batch["split"].tolist(), strict=True):
+        for part in rank_row_groups(model, data, config, [data.row_groups()[group]], split):
+            parts.append(part)
+            splits += [split] * len(part.users)
+    return {"split": np.array(splits), **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__}}
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(run: str, weights: int, prepared: str) -> tuple[SequenceModel, PreparedData]:
+    """A process that ranks unit after unit loads the model once; `weights` tells new weights of a run from old."""
+    return RunDirectory.open(run).load_model(), PreparedData.open(prepared)
 
 
 def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:
@@ -180,8 +191,6 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: P
 
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
-    from raysrec.command_line import load
-
     run = RunDirectory.open(arguments.run)
     config = load([run.config_file], arguments.overrides)
     if not run.metrics_file.is_file():

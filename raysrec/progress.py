@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +127,12 @@ class _Lines:
         print(_line(event), file=self.out, flush=True)
 
 
+def shown_cutoff(names: Iterable[str]) -> int:
+    """The cut-off whose metrics are shown where there is room for one: 10, or the largest if 10 was not computed."""
+    cutoffs = {int(name.rpartition("@")[2]) for name in names if "@" in name}
+    return 10 if 10 in cutoffs else max(cutoffs, default=10)
+
+
 @contextmanager
 def _screen(epochs: int) -> Iterator[_Bar | _Lines]:
     console = Console(stderr=True)
@@ -145,7 +151,8 @@ def _line(event: Event) -> str:
     if event["kind"] == "step":
         return f"{_numbers(event)}  left {_duration(event['left_s'])}"
     if event["kind"] == "validation":
-        scores = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in event.items() if "@10" in name)
+        cutoff = f"@{shown_cutoff(event)}"
+        scores = "  ".join(f"{name.split('/')[-1]} {event[name]:.4f}" for name in event if name.endswith(cutoff))
         best = "  best so far" if event["is_best"] else ""
         return f"epoch {event['epoch']}  validation {scores}  ({_duration(event['elapsed_s'])}){best}"
     return str(event.get("text", event))

@@ -50,8 +50,8 @@ def rank_of_target(
         bias: A number added to each item's score.
         seen: Pairs (row of `states`, item id) that are no candidates, in any order; repetitions and item 0 do no
             harm. A user's own target stays a candidate when it is among them: it was consumed again.
-        items_per_chunk: Items scored at once; beside them as many users as give 4 Mi scores, so that memory is
-            about 64 MiB (more only when a single chunk of items is longer than that).
+        items_per_chunk: Items scored at once, against as many users as give 4 Mi scores: about 100 MiB however
+            many users and items there are (230 MiB for `top_items`).
 
     Raises:
         ValueError: A target is not an item 1..N, or a seen pair names a row or an item that does not exist.

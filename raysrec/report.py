@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+from tabulate import tabulate, tabulate_formats
 
 from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb
+from raysrec.progress import shown_cutoff
 
-HEADERS = ["run", "users", "hr@10", "ndcg@10", "mrr@10", "coverage@10", "validation ndcg@10", "trained in", "best at"]
+Record = dict[str, Any]
+"""What `metrics.json` of a finished run says."""
 
 
 def print_runs(paths: Sequence[Path], *, split: str = "test") -> None:
@@ -20,45 +22,52 @@ def print_runs(paths: Sequence[Path], *, split: str = "test") -> None:
 
 
 def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") -> str:
-    """The rows of these runs, best NDCG@10 first, and one popularity row per data set.
+    """The rows of these runs, best NDCG first, and one popularity row per data set.
+
+    Scores are those at 10; at the largest cut-off there is, if none of the runs computed them at 10.
 
     Args:
         paths: Run directories; those that have not finished are listed as such.
         split: `test` or `validation`.
         style: A format of tabulate, for example `github`.
     """
-    records = [(path, _record(path)) for path in paths]
-    finished = [(path, record) for path, record in records if record]
-    finished.sort(key=lambda pair: (pair[1]["data"], -_score(pair[1], split, "ndcg@10")))
+    records = [(path.resolve().name, _record(path)) for path in paths]
+    finished = [(name, record) for name, record in records if record]
+    k = shown_cutoff(metric for _, record in finished for metric in record["splits"][split]["model"])
+    metrics = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", "coverage@10"]
+    finished.sort(key=lambda pair: (pair[1]["data"], -_score(pair[1], split, f"ndcg@{k}")))
     rows: list[list[str]] = []
-    for index, (path, record) in enumerate(finished):
-        rows.append(_row(path.name, record["splits"][split], "model", record))
+    for index, (name, record) in enumerate(finished):
+        scores = record["splits"][split]
+        rows.append([*_row(name, scores, "model", metrics), *_training_cells(record, f"ndcg@{k}")])
         is_last_of_data = index + 1 == len(finished) or finished[index + 1][1]["data"] != record["data"]
         if is_last_of_data:
-            rows.append(_row(f"popularity ({record['data']})", record["splits"][split], "popularity", None))
-    rows += [[path.name, "not finished"] for path, record in records if not record]
-    return tabulate(rows, headers=HEADERS, tablefmt=style, disable_numparse=True)
+            rows.append(_row(f"popularity ({record['data']})", scores, "popularity", metrics))
+    rows += [[name, "not finished"] for name, record in records if not record]
+    headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
+    return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _record(path: Path) -> Record | None:
     run = RunDirectory.open(path)
     return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None  # type: ignore[no-any-return]
 
 
-def _score(record: dict[str, Any], split: str, name: str) -> float:
-    return float(record["splits"][split]["model"][name]["mean"])
+def _score(record: Record, split: str, metric: str) -> float:
+    """The model's mean; 0 where it was not computed at this cut-off."""
+    return float(record["splits"][split]["model"].get(metric, {"mean": 0.0})["mean"])
 
 
-def _row(name: str, scores: dict[str, Any], who: str, record: dict[str, Any] | None) -> list[str]:
-    cells = [name, f"{scores['users']:,}"]
-    cells += [_cell(scores[who].get(metric)) for metric in ("hr@10", "ndcg@10", "mrr@10", "coverage@10")]
-    if record is None:
-        return cells
+def _row(name: str, scores: dict[str, Any], who: str, metrics: Sequence[str]) -> list[str]:
+    return [name, f"{scores['users']:,}", *(_cell(scores[who].get(metric)) for metric in metrics)]
+
+
+def _training_cells(record: Record, metric: str) -> list[str]:
     training = record["training"]
+    workers = "1 worker" if training["workers"] == 1 else f"{training['workers']} workers"
     return [
-        *cells,
-        f"{_score(record, 'validation', 'ndcg@10'):.4f}",
-        f"{training['seconds']:.0f} s, {training['workers']} workers",
+        _cell({"mean": _score(record, "validation", metric)}),
+        f"{training['seconds']:.0f} s, {workers}",
         f"epoch {training['best_epoch']}, {training['seconds_to_best']:.0f} s",
     ]
 
@@ -82,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
     parser.add_argument("runs", nargs="+", help="run directories, for example runs/*")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)")
-    parser.add_argument("--format", default="simple", help="simple, github, latex, tsv or another format of tabulate")
+    parser.add_argument(
+        "--format", choices=tabulate_formats, default="simple", metavar="FORMAT",
+        help="simple, github, latex, tsv or another format of tabulate (default: simple)",
+    )
     return parser
 
 

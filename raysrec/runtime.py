@@ -29,6 +29,8 @@ SETTINGS: dict[str, str] = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A progress bar per Ray Data execution would be drawn over ours, once an epoch.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # DeepSpeed would warn at every start that it looked for a GPU and took the CPU; torch says what there is.
+    "DS_LOG_LEVEL": "error",
     # Ray announces that a future release will hide accelerators from tasks without any; it changes nothing here.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -76,6 +78,8 @@ def ray_session(scale: ScaleConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     environment = {name: os.environ[name] for name in [*SETTINGS, *LOCAL_SETTINGS] if name in os.environ}
     ray.init(**_start_arguments(scale, local=local), runtime_env={"env_vars": environment}, logging_level=logging.ERROR)
     try:
@@ -126,5 +130,6 @@ def _start_arguments(scale: ScaleConfig, *, local: bool) -> dict[str, Any]:
         "include_dashboard": False,
         # Unix sockets live below this folder and their paths may have 107 characters at most.
         "_temp_dir": os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
-        "log_to_driver": True,
+        # Workers speak through `progress.py`; what else Ray's processes say is in its session folder.
+        "log_to_driver": False,
     }

@@ -16,6 +16,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A field that narrows its parent's and says no more about it keeps the parent's docstring."""
+        parents = [parent for parent in cls.__mro__[1:] if issubclass(parent, Section)]
+        for name, field in cls.model_fields.items():
+            inherited = (p.model_fields[name].description for p in parents if name in p.model_fields)
+            field.description = field.description or next(inherited, None)
+
 
 Count = Annotated[int, Field(ge=1)]
 """A whole number of things, at least one."""
@@ -32,6 +40,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 """The probability that something is dropped: 0 is never, 1 (always) is refused."""
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""The share of a running mean that stays at each step: 0 forgets at once, 1 (never) is refused."""
+
 
 class Interval(str):
     """A range of counts as mathematics writes it: `[5,inf)` is five or more, `[50,15000]` includes both ends."""
@@ -45,10 +56,10 @@ class Interval(str):
         return int(number) + (bracket == "(")
 
     @property
-    def high(self) -> float:
+    def high(self) -> int | float:
         """The largest count inside; infinity where there is no upper bound."""
         _, _, number, bracket = self._parts()
-        return math.inf if number == "inf" else int(number) - (bracket == ")")
+        return math.inf if number == "inf" else float(int(number) - (bracket == ")"))
 
     def _parts(self) -> tuple[str, str, str, str]:
         match = self._FORM.match(self)

@@ -41,6 +41,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     worker, num_workers = context.get_world_rank(), context.get_world_size()
     tune_allocator()
     torch.set_num_threads(threads_per_worker(config.scale))
+    torch.set_flush_denormal(True)  # states that have decayed to almost nothing would cost a hundred times as much
     device = ray.train.torch.get_device()
     data = PreparedData.open(arguments["prepared"])
 

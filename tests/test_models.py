@@ -79,7 +79,7 @@ def assert_same_states(one: list[Tensor], other: list[Tensor], atol: float = 1e-
 
 def padding_leaks(model: SequenceModel) -> bool:
     """A form that repeats an authors' code in which padding reaches real states says so itself."""
-    return bool(getattr(model, "padding_leaks", False))
+    return bool(model.padding_leaks)
 
 
 def next_item_loss(model: SequenceModel, history: History) -> Tensor:

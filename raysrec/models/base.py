@@ -54,6 +54,11 @@ class SequenceModel(nn.Module, ABC):
         return None
 
     @property
+    def padding_leaks(self) -> bool:
+        """Do padded positions change real states? Only in forms that repeat such code of the authors."""
+        return False
+
+    @property
     def recurrent(self) -> bool:
         """Can a state take one more item in constant time (`initial_state` and `step`)?"""
         return False

@@ -1,0 +1,177 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from raysrec.checkpoint import RunDirectory
+from raysrec.command_line import load, validate
+from raysrec.config import DataConfig, RunConfig
+from raysrec.models import MODELS
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DATA_SETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "models").glob("*.yaml"))
+PAPERS = sorted(path.stem for path in (CONFIGS / "paper").glob("*.yaml"))
+
+
+def shipped(*names, overrides=()):
+    return load([CONFIGS / f"{name}.yaml" for name in names], overrides)
+
+
+configs = st.builds(
+    lambda **chosen: validate(
+        {
+            "model": {"name": chosen["model"], "dropout": chosen["dropout"]},
+            "data": {"user_interactions": chosen["interval"], "name": chosen["name"]},
+            "train": {"learning_rate": chosen["rate"], "supervision": "last_position", "epochs": chosen["epochs"]},
+            "evaluate": {"ks": chosen["ks"], "metric": f"mrr@{chosen['ks'][0]}"},
+            "engine": {"extra": chosen["extra"]},
+        }
+    ),
+    model=st.sampled_from(sorted(MODELS)),
+    dropout=st.floats(0, 0.99),
+    interval=st.builds("[{},{}]".format, st.integers(3, 9), st.integers(9, 99)) | st.just("(4,inf)"),
+    name=st.text(st.characters(blacklist_categories=("Cs",)), max_size=8),
+    rate=st.floats(1e-12, 1e3),
+    epochs=st.integers(1, 10**9),
+    ks=st.lists(st.integers(1, 1000), min_size=1, max_size=3, unique=True),
+    extra=st.dictionaries(st.text("ab"), st.integers() | st.booleans() | st.none() | st.text("ab:[-1e"), max_size=2),
+)
+
+
+@given(config=configs)
+def test_a_config_survives_json(config):
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@given(config=configs)
+def test_a_config_survives_yaml(config):
+    assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_what_a_run_keeps_as_config_loads_as_the_same(tmp_path, data_set):
+    config, run = shipped(data_set), RunDirectory(tmp_path / "run")
+    run.start(config, "f")
+    assert run.config() == config
+    assert load([run.config_file]) == config
+
+
+def test_a_config_is_frozen_in_every_section():
+    config = validate({"model": {"name": "recgrela"}})
+    for section in (config, config.data, config.data.columns, config.model, config.train, config.evaluate):
+        name = next(iter(type(section).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, getattr(section, name))
+
+
+def test_a_run_is_named_after_its_data_and_model_unless_told_otherwise():
+    config = {"model": {"name": "mamba4rec"}, "data": {"name": "toys"}}
+    assert validate(config).run_directory == Path("runs/toys-mamba4rec")
+    assert validate(config | {"storage": {"root": "/a", "name": "b"}}).run_directory == Path("/a/b")
+
+
+def test_only_the_causal_form_may_learn_at_every_position():
+    assert validate({"model": {"name": "recgrela", "form": "causal"}}).causal
+    for form in ("bidirectional", "unmasked"):
+        config = {"model": {"name": "recgrela", "form": form}, "train": {"supervision": "last_position"}}
+        assert not validate(config).causal
+
+
+@pytest.mark.parametrize(("interval", "good"), [("[3,inf)", True), ("(2,9]", True), ("[2,inf)", False), ("[0,9]", False)])
+def test_users_keep_enough_interactions_to_hold_two_out(interval, good):
+    if good:
+        assert DataConfig(user_interactions=interval).user_interactions.low == 3
+    else:
+        with pytest.raises(ValidationError, match="keeps users with fewer than 3 interactions"):
+            DataConfig(user_interactions=interval)
+
+
+def test_as_many_workers_as_streams_are_allowed():
+    model = {"model": {"name": "recgrela"}}
+    assert validate(model | {"scale": {"workers": 4}, "data": {"num_streams": 4}}).scale.workers == 4
+
+
+def test_every_model_has_an_overlay_of_its_name():
+    assert sorted(MODELS) == OVERLAYS
+    assert all(shipped(f"models/{name}").model.name == name for name in OVERLAYS)
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_a_data_set_loads_alone_and_under_every_model(data_set):
+    alone = shipped(data_set)
+    for name in OVERLAYS:
+        config = shipped(data_set, f"models/{name}")
+        assert config.model.name == name
+        assert config.model.max_length == alone.model.max_length
+        assert (config.data, config.train, config.scale) == (alone.data, alone.train, alone.scale)
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_only_the_quickstart_needs_no_file(data_set):
+    assert (shipped(data_set).data.source == "synthetic") == (data_set == "quickstart")
+
+
+def test_data_sets_go_to_different_runs():
+    assert len({shipped(name).run_directory for name in DATA_SETS}) == len(DATA_SETS)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "users", "items", "max_length"),
+    [
+        ("ml-1m", "[5,inf)", "[5,inf)", 200),
+        ("ml-20m", "[5,inf)", "[5,inf)", 200),
+        ("ml-32m", "[5,inf)", "[5,inf)", 200),
+        ("amazon-beauty", "[5,inf)", "[5,inf)", 50),
+        ("amazon-video-games", "[5,inf)", "[5,inf)", 50),
+        ("netflix", "[50,inf)", "[50,15000]", 200),
+        ("lfm-1b", "[50,500]", "[1,inf)", 200),
+    ],
+)
+def test_data_sets_are_filtered_and_cut_as_the_papers_say(data_set, users, items, max_length):
+    config = shipped(data_set)
+    assert (config.data.user_interactions, config.data.item_interactions) == (users, items)
+    assert config.model.max_length == max_length
+
+
+@pytest.mark.parametrize("data_set", [name for name in DATA_SETS if name != "quickstart"])
+@pytest.mark.parametrize("paper", ["paper/mamba4rec", "paper/recgrela"])
+def test_papers_learn_one_prefix_at_a_time_with_plain_adam(data_set, paper):
+    config = shipped(data_set, paper)
+    train = config.train
+    assert (train.supervision, train.batch_targets, train.epochs) == ("last_position", 2048, 300)
+    assert (train.learning_rate, train.betas, train.weight_decay) == (1e-3, (0.9, 0.999), 0.0)
+    assert (train.clip_norm, train.schedule, train.warmup_steps) == (0.0, "constant", 0)
+    assert (train.validate_every, train.patience) == (1, 10)
+    assert (config.loss.name, config.evaluate.metric, config.evaluate.exclude_seen) == ("softmax", "ndcg@10", False)
+
+
+def test_mamba4rec_is_as_its_paper_says():
+    model = shipped("ml-1m", "paper/mamba4rec").model
+    assert (model.name, model.dim, model.num_layers, model.max_length) == ("mamba4rec", 64, 1, 200)
+    assert (model.d_state, model.d_conv, model.expand, model.mamba_init) == (32, 4, 2, "init02")
+    assert model.dropout == 0.2
+    amazon = shipped("amazon-beauty", "paper/mamba4rec", "paper/mamba4rec-amazon").model
+    assert amazon == model.model_copy(update={"dropout": 0.4, "max_length": 50})
+
+
+def test_recgrela_is_as_its_paper_says():
+    config = shipped("ml-1m", "paper/recgrela", "paper/recgrela-ml-1m")
+    model = config.model
+    assert (model.name, model.form, model.dim, model.max_length) == ("recgrela", "unmasked", 64, 200)
+    assert (model.num_blocks, model.num_heads, model.mlp_dim, model.conv_kernel) == (4, 4, 256, 4)
+    assert (model.dropout, model.drop_path, model.residual) == (0.1, 0.1, "auto")
+    assert config.train.patience == 20
+    assert shipped("amazon-beauty", "paper/recgrela").train.patience == 10
+
+
+def test_every_paper_overlay_is_one_of_those_above():
+    assert PAPERS == ["mamba4rec", "mamba4rec-amazon", "recgrela", "recgrela-ml-1m"]
+
+
+def test_a_paper_overlay_leaves_the_data_as_it_is():
+    for data_set in ("ml-1m", "amazon-beauty"):
+        assert all(shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela"))

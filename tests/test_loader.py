@@ -1,0 +1,132 @@
+from collections import Counter
+from itertools import zip_longest
+
+import numpy as np
+import pytest
+
+from raysrec.config import RunConfig
+from raysrec.data.loader import Prefetched, epoch_steps, held_out
+from raysrec.data.reading import read_directly
+from raysrec.prepare import prepare
+
+NUM_STREAMS = 6
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return RunConfig.model_validate(
+        {
+            "data": {
+                "prepared": str(tmp_path_factory.mktemp("prepared")),
+                "synthetic": {"num_users": 311, "num_items": 60, "mean_length": 17},
+                "num_streams": NUM_STREAMS,
+                "shuffle_interactions": 1500,
+            },
+            "model": {"name": "recgrela", "max_length": 12},
+            "train": {"batch_targets": 150, "micro_batch_tokens": 100},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data(config):
+    return prepare(config.data)
+
+
+def global_batches(data, config, *, epoch, num_workers):
+    """Per step the sorted rows of all workers: items, times and targets without their padding."""
+    workers = [
+        epoch_steps(data, config, read_directly, epoch=epoch, worker=worker, num_workers=num_workers)
+        for worker in range(num_workers)
+    ]
+    return [
+        sorted(row for batches in step for batch in batches for row in rows_of(batch))
+        for step in zip_longest(*workers, fillvalue=[])
+    ]
+
+
+def rows_of(batch):
+    for items, times, targets, length in zip(
+        batch.history.items, batch.history.times, batch.targets, batch.history.lengths, strict=True
+    ):
+        yield tuple(items[:length].tolist()), tuple(times[:length].tolist()), tuple(targets[:length].tolist())
+
+
+def targets_in_data(data):
+    """The multiset of (time, item) of all training targets, read straight from the files."""
+    found = Counter()
+    for table in read_directly(data.row_groups()):
+        for items, times in zip(table["items"].to_pylist(), table["times"].to_pylist(), strict=True):
+            found.update(zip(times[:-3], items[1:-2], strict=True))
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize(("supervision", "windows"), [("every_position", "tile"), ("every_position", "overlap"), ("last_position", "tile")])
+def test_an_epoch_holds_every_target_of_the_data_exactly_once(data, config, num_workers, supervision, windows):
+    train = config.train.model_copy(update={"supervision": supervision, "windows": windows})
+    steps = global_batches(data, config.model_copy(update={"train": train}), epoch=1, num_workers=num_workers)
+    seen = Counter(
+        (time, target)
+        for step in steps
+        for _, times, targets in step
+        for time, target in zip(times, targets, strict=True)
+        if target
+    )
+    assert seen == targets_in_data(data)
+    assert sum(seen.values()) == data.manifest.num_targets
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 5])
+def test_global_batches_do_not_depend_on_the_number_of_workers(data, config, num_workers):
+    alone = global_batches(data, config, epoch=0, num_workers=1)
+    assert global_batches(data, config, epoch=0, num_workers=num_workers) == alone
+
+
+def test_epochs_and_seeds_differ_but_repeat(data, config):
+    other_seed = config.model_copy(update={"train": config.train.model_copy(update={"seed": 1})})
+    first = global_batches(data, config, epoch=0, num_workers=1)
+    assert first == global_batches(data, config, epoch=0, num_workers=1)
+    assert first != global_batches(data, config, epoch=1, num_workers=1)
+    assert first != global_batches(data, other_seed, epoch=0, num_workers=1)
+
+
+def test_batches_stay_near_their_size_and_rows_within_the_longest_history(data, config):
+    steps = global_batches(data, config, epoch=0, num_workers=1)
+    sizes = [sum(target != 0 for _, _, targets in step for target in targets) for step in steps]
+    assert np.mean(sizes) == pytest.approx(config.train.batch_targets, rel=0.35)
+    assert max(sizes) <= config.train.batch_targets + NUM_STREAMS * 12
+    assert all(len(items) <= 12 for step in steps for items, _, _ in step)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_every_user_is_ranked_exactly_once(data, config, num_workers):
+    users = [
+        user
+        for worker in range(num_workers)
+        for batch in held_out(data, config, read_directly, from_end=1, worker=worker, num_workers=num_workers)
+        for user in batch.users.tolist()
+    ]
+    assert sorted(users) == list(range(1, data.manifest.num_users + 1))
+
+
+def test_prefetching_keeps_order_and_passes_errors_on():
+    def source():
+        yield from ([], [], [])
+        raise ValueError("a shard is broken")
+
+    received = iter(Prefetched(source()))
+    assert [next(received) for _ in range(3)] == [[], [], []]
+    with pytest.raises(ValueError, match="a shard is broken"):
+        next(received)
+
+
+def test_prefetching_can_be_left_in_the_middle():
+    def forever():
+        while True:
+            yield []
+
+    steps = Prefetched(forever())
+    next(iter(steps))
+    steps.close()
+    assert steps.waited_s >= 0
