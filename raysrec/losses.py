@@ -81,11 +81,11 @@ def chunk_sizes(num_targets: int, num_items: int, *, on_gpu: bool = False) -> Ch
 
     All items at once for as many targets as keep a CPU's scores in its cache (512 Ki of them) or a GPU busy, but
     for 128 targets at least: fewer make the table's gradient pass through memory too often. Where that is more
-    than 32 Mi scores (128 MiB; on a GPU 256 Mi, 1 GiB), items are cut too, and each score is
-    computed twice.
+    than 32 Mi scores (128 MiB; on a GPU 256 Mi, 1 GiB), items are cut too, and each score is computed
+    twice.
     """
     fewest_targets, preferred, most = (1024, 2**28, 2**28) if on_gpu else (128, 2**19, 2**25)
-    if fewest_targets * num_items <= most:
+    if min(num_targets, fewest_targets) * num_items <= most:
         # Matrix products are some 15 % slower when the number of columns does not divide by their tiles.
         targets = max(fewest_targets, preferred // num_items // 32 * 32)
         return ChunkSizes(max(1, min(num_targets, targets)), num_items)

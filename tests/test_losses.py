@@ -205,6 +205,7 @@ def test_an_empty_chunk_is_refused() -> None:
         softmax_loss(states, vectors, targets, items_per_chunk=0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 10**8), st.booleans())
 def test_chunks_are_bounded_whatever_the_catalogue(num_targets: int, num_items: int, on_gpu: bool) -> None:
     chunks = chunk_sizes(num_targets, num_items, on_gpu=on_gpu)

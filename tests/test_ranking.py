@@ -44,6 +44,7 @@ def scores_by_hand(states: Tensor, vectors: Tensor, bias: Tensor) -> np.ndarray:
     return np.asarray(scores)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 30))
 def test_ranks_are_those_of_brute_force(seed: int, items_per_chunk: int) -> None:
     states, vectors, targets, bias, seen = problem(seed)
@@ -62,6 +63,7 @@ def test_ranks_are_those_of_brute_force(seed: int, items_per_chunk: int) -> None
     assert ranks.tolist() == expected
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(1, 30))
 def test_top_items_are_those_of_brute_force(seed: int, items_per_chunk: int) -> None:
     states, vectors, _, bias, seen = problem(seed)
@@ -76,7 +78,7 @@ def test_top_items_are_those_of_brute_force(seed: int, items_per_chunk: int) -> 
         assert best[user].tolist() == [scores[user, item] for item in expected] + [-math.inf] * missing
 
 
-@settings(max_examples=50)
+@settings(max_examples=40, deadline=None)
 @given(seeds, st.integers(1, 30), st.integers(1, 60))
 def test_chunks_order_and_partition_of_users_do_not_matter(seed: int, items_per_chunk: int, at_once: int) -> None:
     states, vectors, targets, bias, seen = problem(seed, whole=False)
@@ -196,6 +198,7 @@ def test_metrics_are_those_of_torchmetrics(seed: int) -> None:
         assert means[f"mrr@{k}"] == pytest.approx(retrieval.retrieval_reciprocal_rank(scores, relevant, top_k=k).item())
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 50)), min_size=1, max_size=5))
 def test_sums_do_not_depend_on_the_partition(parts: list[list[int]]) -> None:
     tensors = [torch.tensor(part, dtype=torch.int64) for part in parts]
