@@ -85,11 +85,12 @@ def chunk_sizes(num_targets: int, num_items: int, *, on_gpu: bool = False) -> Ch
     twice.
     """
     fewest_targets, preferred, most = (1024, 2**28, 2**28) if on_gpu else (128, 2**19, 2**25)
+    num_targets = max(1, num_targets)
     if min(num_targets, fewest_targets) * num_items <= most:
         # Matrix products are some 15 % slower when the number of columns does not divide by their tiles.
         targets = max(fewest_targets, preferred // num_items // 32 * 32)
-        return ChunkSizes(max(1, min(num_targets, targets)), num_items)
-    targets = max(1, min(num_targets, 4 * fewest_targets))
+        return ChunkSizes(min(num_targets, targets), num_items)
+    targets = min(num_targets, 4 * fewest_targets)
     return ChunkSizes(targets, min(num_items, max(2048, preferred // targets)))
 
 

@@ -187,7 +187,8 @@ def test_metrics_by_hand() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seeds)
 def test_metrics_are_those_of_torchmetrics(seed: int) -> None:
-    scores = torch.randn(20, generator=torch.Generator().manual_seed(seed))
+    # Positive, since torchmetrics' reciprocal rank takes items of score zero and below for irrelevant.
+    scores = torch.randn(20, generator=torch.Generator().manual_seed(seed)).exp()
     relevant = torch.arange(20) == seed % 20
     vectors = torch.cat((torch.zeros(1), scores))[:, None]
     rank = rank_of_target(torch.ones(1, 1), vectors, torch.tensor([seed % 20 + 1]))
