@@ -1,13 +1,13 @@
 """A run's directory: what is written where, so that a run can go on, be used, and be explained.
 
-    runs/<name>/
-      config.yaml       the resolved configuration; runs again as it is
-      provenance.json   versions, commit, machine, command, data fingerprint
-      log.jsonl         every number that was shown while training
-      tensorboard/      the same numbers
-      checkpoints/      to resume; written by Ray Train
-      model/            to use: weights.safetensors and model.json
-      ranks.parquet     one rank per user; metrics.json is computed from it
+runs/<name>/
+  config.yaml       the resolved configuration; runs again as it is
+  provenance.json   versions, commit, machine, command, data fingerprint
+  log.jsonl         every number that was shown while training
+  tensorboard/      the same numbers
+  checkpoints/      to resume; written by Ray Train
+  model/            to use: weights.safetensors and model.json
+  ranks.parquet     one rank per user; metrics.json is computed from it
 """
 
 import json
@@ -193,7 +193,10 @@ def _commit() -> str | None:
     try:
         commit = subprocess.run(
             ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True, text=True, check=True, timeout=10,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -67,9 +67,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, object, object]]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object, object]]:
     """(key, old value, new value) of every setting that differs; a missing one is None."""
     found: list[tuple[str, object, object]] = []
     for name in dict.fromkeys([*old, *new]):
@@ -136,7 +134,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        raise ConfigError(f"--config {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"--config {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f"--config {path}: is a folder; name a YAML file in it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -144,7 +144,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: holds a {type(content).__name__}, expected sections such as data: and model:")
+        raise ConfigError(
+            f"--config {path}: holds a {type(content).__name__}, expected sections such as data: and model:"
+        )
     return content
 
 
@@ -202,12 +204,13 @@ def _unknown_key(key: str, model: str | None) -> str:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known key that is most alike: its own name counts twice what its section does, and short keys come first."""
+    """The known key that is most alike: the same name in another section, or else name and section, 2 to 1."""
     section, _, name = key.rpartition(".")
 
-    def likeness(other: str) -> tuple[float, int]:
+    def likeness(other: str) -> tuple[bool, float, int]:
         other_section, _, other_name = other.rpartition(".")
-        return 2 * _alike(name, other_name) + _alike(section, other_section), -other.count(".")
+        both = 2 * _alike(name, other_name) + _alike(section, other_section)
+        return name == other_name, both, -other.count(".")
 
     best = max(known, key=likeness)
     return best if _alike(name, best.rpartition(".")[2]) > 0.55 else None

@@ -4,8 +4,10 @@ Every default lives here (or in a model's `Config`), once, with its help text un
 reads a dictionary of settings, an environment variable or the command line.
 """
 
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,7 +55,8 @@ class DataConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     """Size and seed of the embedded source."""
     user_interactions: Interval = Interval("[5,inf)")
-    """How many interactions a user must have to be kept; applied together with `item_interactions` until nothing changes."""
+    """How many interactions a user must have to be kept; applied together with `item_interactions` until nothing
+    changes."""
     item_interactions: Interval = Interval("[5,inf)")
     """How many interactions an item must have to be kept."""
     prepared: str = "prepared"
@@ -67,8 +70,8 @@ class DataConfig(Section):
     def _enough_to_hold_out(self) -> "DataConfig":
         if self.user_interactions.low < 3:
             raise ValueError(
-                f"data.user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each user "
-                "needs one to learn from, one to validate and one to test; start the interval at 3 or more"
+                f"data.user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each "
+                "user needs one to learn from, one to validate and one to test; start the interval at 3 or more"
             )
         return self
 
@@ -84,9 +87,11 @@ class TrainConfig(Section):
     """What is learned from, in which steps, and for how long."""
 
     supervision: Literal["every_position", "last_position"] = "every_position"
-    """`every_position`: one forward pass learns at each position (causal models only); `last_position`: one sample per prefix."""
+    """`every_position`: one forward pass learns at each position (causal models only); `last_position`: one sample per
+    prefix."""
     windows: Literal["tile", "overlap", "last"] = "tile"
-    """How a history longer than `model.max_length` is cut: side by side at an offset drawn each epoch, overlapping by half, or only the last window."""
+    """How a history longer than `model.max_length` is cut: side by side at an offset drawn each epoch, overlapping by
+    half, or only the last window."""
     epochs: Count = 50
     """Passes over all targets, at most."""
     batch_targets: Count = 2_048
@@ -126,7 +131,7 @@ class EngineConfig(Section):
     """What DeepSpeed shards over workers: 1 optimizer state, 2 also gradients, 3 also weights; 0 nothing."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; `auto` takes bfloat16 on GPUs that have it and float32 elsewhere."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """Laid over the DeepSpeed configuration that is derived from this file; logged."""
 
 
@@ -160,7 +165,8 @@ class EvaluateConfig(Section):
         known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in self.ks]
         if self.metric not in known:
             raise ValueError(
-                f"evaluate.metric={self.metric} is not computed with evaluate.ks={list(self.ks)}; one of {', '.join(known)}"
+                f"evaluate.metric={self.metric} is not computed with evaluate.ks={list(self.ks)}; "
+                f"one of {', '.join(known)}"
             )
         return self
 
@@ -177,7 +183,7 @@ class StorageConfig(Section):
 if TYPE_CHECKING:
     AnyModelConfig = ModelConfig
 else:
-    AnyModelConfig = Annotated[Union[tuple(model.Config for model in MODELS.values())], Field(discriminator="name")]
+    AnyModelConfig = Annotated[reduce(or_, (model.Config for model in MODELS.values())), Field(discriminator="name")]
 
 
 class RunConfig(Section):
@@ -219,8 +225,8 @@ class RunConfig(Section):
             )
         if self.train.supervision == "every_position" and not self.causal:
             raise ValueError(
-                f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as configured "
-                "sees the items it would have to predict; set train.supervision=last_position"
+                f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as "
+                "configured sees the items it would have to predict; set train.supervision=last_position"
             )
         return self
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -82,7 +82,7 @@ class Recorder:
         from torch.utils.tensorboard import SummaryWriter
 
         self._log: TextIO = (self._directory / "log.jsonl").open("a")
-        self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))
         return self
 
     def record(self, event: Event) -> None:
@@ -117,14 +117,13 @@ class _Bar:
 class _Lines:
     """Plain lines where nobody watches: a validation each, and now and then a step."""
 
-    out: TextIO
-    last_s: float = field(default=-PLAIN_EVERY_S)
+    last_s: float = -PLAIN_EVERY_S
 
     def show(self, event: Event) -> None:
         if event["kind"] == "step" and event["elapsed_s"] < self.last_s + PLAIN_EVERY_S:
             return
         self.last_s = event.get("elapsed_s", self.last_s)
-        print(_line(event), file=self.out, flush=True)
+        print(_line(event), file=sys.stderr, flush=True)
 
 
 def shown_cutoff(names: Iterable[str]) -> int:
@@ -137,11 +136,15 @@ def shown_cutoff(names: Iterable[str]) -> int:
 def _screen(epochs: int) -> Iterator[_Bar | _Lines]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(sys.stderr)
+        yield _Lines()
         return
     columns = (
-        TextColumn("training"), BarColumn(bar_width=20), TaskProgressColumn(), TextColumn("{task.fields[numbers]}"),
-        TextColumn("left"), TimeRemainingColumn(compact=True),
+        TextColumn("training"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console) as bar:
         yield _Bar(bar, bar.add_task("training", total=epochs, numbers="starting workers"))

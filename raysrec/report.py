@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +33,31 @@ def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") 
         style: A format of tabulate, for example `github`.
     """
     records = [(path.resolve().name, _record(path)) for path in paths]
-    finished = [(name, record) for name, record in records if record]
-    k = shown_cutoff(metric for _, record in finished for metric in record["splits"][split]["model"])
+    finished = [(run, record) for run, record in records if record]
+    names = [name for _, record in finished for name in record["splits"][split]["model"]]
+    k = shown_cutoff(name for name in names if not name.startswith("coverage"))
     metrics = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", "coverage@10"]
-    finished.sort(key=lambda pair: (pair[1]["data"], -_score(pair[1], split, f"ndcg@{k}")))
+    finished.sort(key=lambda pair: (pair[1]["data"], -(_score(pair[1], split, f"ndcg@{k}") or 0.0)))
     rows: list[list[str]] = []
-    for index, (name, record) in enumerate(finished):
-        scores = record["splits"][split]
-        rows.append([*_row(name, scores, "model", metrics), *_training_cells(record, f"ndcg@{k}")])
-        is_last_of_data = index + 1 == len(finished) or finished[index + 1][1]["data"] != record["data"]
-        if is_last_of_data:
-            rows.append(_row(f"popularity ({record['data']})", scores, "popularity", metrics))
-    rows += [[name, "not finished"] for name, record in records if not record]
+    for data, group in groupby(finished, key=lambda pair: pair[1]["data"]):
+        runs = list(group)
+        for run, record in runs:
+            rows.append([*_row(run, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
+        rows.append(_row(f"popularity ({data})", runs[0][1]["splits"][split], "popularity", metrics))
+    rows += [[run, "not finished"] for run, record in records if not record]
     headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
 def _record(path: Path) -> Record | None:
     run = RunDirectory.open(path)
-    return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None  # type: ignore[no-any-return]
+    return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None
 
 
-def _score(record: Record, split: str, metric: str) -> float:
-    """The model's mean; 0 where it was not computed at this cut-off."""
-    return float(record["splits"][split]["model"].get(metric, {"mean": 0.0})["mean"])
+def _score(record: Record, split: str, metric: str) -> float | None:
+    """The model's mean; None if it was not computed at this cut-off."""
+    score = record["splits"][split]["model"].get(metric)
+    return None if score is None else float(score["mean"])
 
 
 def _row(name: str, scores: dict[str, Any], who: str, metrics: Sequence[str]) -> list[str]:
@@ -63,10 +65,10 @@ def _row(name: str, scores: dict[str, Any], who: str, metrics: Sequence[str]) ->
 
 
 def _training_cells(record: Record, metric: str) -> list[str]:
-    training = record["training"]
+    training, validation = record["training"], _score(record, "validation", metric)
     workers = "1 worker" if training["workers"] == 1 else f"{training['workers']} workers"
     return [
-        _cell({"mean": _score(record, "validation", metric)}),
+        "" if validation is None else f"{validation:.4f}",
         f"{training['seconds']:.0f} s, {workers}",
         f"epoch {training['best_epoch']}, {training['seconds_to_best']:.0f} s",
     ]
@@ -90,9 +92,14 @@ def main(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
     parser.add_argument("runs", nargs="+", help="run directories, for example runs/*")
-    parser.add_argument("--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)")
     parser.add_argument(
-        "--format", choices=tabulate_formats, default="simple", metavar="FORMAT",
+        "--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tabulate_formats,
+        default="simple",
+        metavar="FORMAT",
         help="simple, github, latex, tsv or another format of tabulate (default: simple)",
     )
     return parser

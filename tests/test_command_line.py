@@ -151,8 +151,9 @@ def test_later_files_and_overrides_win_key_by_key(base, file):
         ("data.user_interactions=[5,inf)", lambda c: c.data.user_interactions, "[5,inf)"),
         ("data.user_interactions=[50,500]", lambda c: c.data.user_interactions, "[50,500]"),
         ("data.item_interactions=(4,inf)", lambda c: c.data.item_interactions.low, 5),
-        ("data.separator=::", lambda c: c.data.separator, "::"),
-        ("data.separator=|", lambda c: c.data.separator, "|"),
+        ("data.separator='::'", lambda c: c.data.separator, "::"),
+        ("data.separator=;", lambda c: c.data.separator, ";"),
+        ("data.separator=,", lambda c: c.data.separator, ","),
         ("data.source=s3://bucket/a=b.csv", lambda c: c.data.source, "s3://bucket/a=b.csv"),
         ("storage.name='2024'", lambda c: c.storage.name, "2024"),
         ("engine.extra={zero_optimization: {stage: 2}}", lambda c: c.engine.extra, {"zero_optimization": {"stage": 2}}),
@@ -237,6 +238,11 @@ def test_keys_of_another_model_are_refused_with_its_name():
             "items it would have to predict; set train.supervision=last_position",
         ),
         (
+            ["train.optimizer=muon", "engine.name=deepspeed"],
+            "train.optimizer=muon needs whole matrices, which engine.name=deepspeed cuts up; set engine.name=torch or "
+            "train.optimizer=adam",
+        ),
+        (
             ["data.user_interactions='[2,inf)'"],
             "data.user_interactions=[2,inf) keeps users with fewer than 3 interactions, but each user needs one to "
             "learn from, one to validate and one to test; start the interval at 3 or more",
@@ -260,13 +266,17 @@ def test_an_impossible_combination_is_refused_in_words(overrides, text):
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("train.epochs=two", "train.epochs='two': input should be a valid integer, unable to parse string as an integer"),
+        (
+            "train.epochs=two",
+            "train.epochs='two': input should be a valid integer, unable to parse string as an integer",
+        ),
         ("train.epochs=0", "train.epochs=0: input should be greater than or equal to 1"),
         ("train.epochs=2.5", "train.epochs=2.5: input should be a valid integer, got a number with a fractional part"),
         ("train.learning_rate=.inf", "train.learning_rate=inf: input should be a finite number"),
         ("train.supervision=cloze", "train.supervision='cloze': input should be 'every_position' or 'last_position'"),
         ("train.betas=[0.9]", "train.betas=[0.9]: is too short"),
         ("train.betas=0.9", "train.betas=0.9: expected a list, such as [1, 2]"),
+        ("data.separator=::", "data.separator={':': None}: expected text; put it in quotes"),
         ("storage.name=2024", "storage.name=2024: expected text; put it in quotes"),
         ("train=", "train=None: train is a section; set keys in it, such as train.supervision"),
         ("model=recgrela", "model='recgrela': model is a section; set keys in it, such as model.name"),
@@ -385,7 +395,11 @@ def test_training_with_a_bad_config_ends_in_one_line_and_never_touches_ray(tmp_p
     (tmp_path / "ray" / "__init__.py").write_text("raise AssertionError('ray was imported')\n")
     ended = subprocess.run(
         [sys.executable, "-m", "raysrec.train", "--config", "configs/quickstart.yaml", "train.epoch=3"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, capture_output=True, text=True, timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert ended.returncode == 2
     assert ended.stderr == "error: train.epoch is not a known key; did you mean train.epochs?\n"

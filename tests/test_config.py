@@ -81,7 +81,9 @@ def test_only_the_causal_form_may_learn_at_every_position():
         assert not validate(config).causal
 
 
-@pytest.mark.parametrize(("interval", "good"), [("[3,inf)", True), ("(2,9]", True), ("[2,inf)", False), ("[0,9]", False)])
+@pytest.mark.parametrize(
+    ("interval", "good"), [("[3,inf)", True), ("(2,9]", True), ("[2,inf)", False), ("[0,9]", False)]
+)
 def test_users_keep_enough_interactions_to_hold_two_out(interval, good):
     if good:
         assert DataConfig(user_interactions=interval).user_interactions.low == 3
@@ -144,6 +146,7 @@ def test_papers_learn_one_prefix_at_a_time_with_plain_adam(data_set, paper):
     train = config.train
     assert (train.supervision, train.batch_targets, train.epochs) == ("last_position", 2048, 300)
     assert (train.learning_rate, train.betas, train.weight_decay) == (1e-3, (0.9, 0.999), 0.0)
+    assert train.optimizer == "adam"
     assert (train.clip_norm, train.schedule, train.warmup_steps) == (0.0, "constant", 0)
     assert (train.validate_every, train.patience) == (1, 10)
     assert (config.loss.name, config.evaluate.metric, config.evaluate.exclude_seen) == ("softmax", "ndcg@10", False)
@@ -174,4 +177,6 @@ def test_every_paper_overlay_is_one_of_those_above():
 
 def test_a_paper_overlay_leaves_the_data_as_it_is():
     for data_set in ("ml-1m", "amazon-beauty"):
-        assert all(shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela"))
+        assert all(
+            shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela")
+        )

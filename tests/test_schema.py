@@ -116,7 +116,9 @@ def test_a_list_of_two_numbers_is_the_interval_it_looks_like(low, width):
     assert Shop(opens=[low, low + width]).opens == f"[{low},{low + width}]"
 
 
-@pytest.mark.parametrize("text", ["", "5", "5,inf", "[5;inf)", "[-1,5]", "[5,inf", "[1.5,2]", "[inf,inf]", [1, 2, 3], 7, None])
+@pytest.mark.parametrize(
+    "text", ["", "5", "5,inf", "[5;inf)", "[-1,5]", "[5,inf", "[1.5,2]", "[inf,inf]", [1, 2, 3], 7, None]
+)
 def test_what_is_no_interval_is_refused_with_an_example(text):
     with pytest.raises(ValidationError, match=r"is no interval; write for example \[5,inf\) or \[50,15000\]"):
         Shop(opens=text)

@@ -1,0 +1,184 @@
+import json
+import os
+import sys
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from raysrec import checkpoint
+from raysrec.checkpoint import RunDirectory, RunError, TrainingState, load_model, save_weights, write_atomically
+from raysrec.command_line import validate
+from raysrec.models import MODELS, build_model
+
+NUM_ITEMS = 12
+
+
+def configure(name="recgrela", **settings):
+    return validate({"model": {"name": name, "dim": 16}} | settings)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has been started."""
+    run = RunDirectory(tmp_path / "runs" / "one")
+    run.start(configure(), "0123456789abcdef")
+    return run
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_started_run_can_be_opened_and_holds_its_config(run):
+    assert RunDirectory.open(run.path) == RunDirectory.open(str(run.path)) == run
+    assert run.config() == configure()
+    assert files(run.path) == ["config.yaml", "provenance.json"]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunError, match=r"is no run, it has no config\.yaml; name a folder that raysrec\.train has"):
+            RunDirectory.open(path)
+
+
+def test_the_config_of_a_run_is_whole_and_in_the_order_of_the_schema(run):
+    written = yaml.safe_load(run.config_file.read_text())
+    assert written == configure().model_dump(mode="json")
+    assert list(written) == list(type(configure()).model_fields)
+
+
+def test_provenance_says_where_a_run_comes_from(run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["raysrec.train", "--config", "a.yaml"])
+    run.start(configure(), "fedcba9876543210")
+    provenance = json.loads((run.path / "provenance.json").read_text())
+    assert provenance["data_fingerprint"] == "fedcba9876543210"
+    assert provenance["command"] == ["raysrec.train", "--config", "a.yaml"]
+    assert provenance["packages"]["torch"] == torch.__version__
+    assert set(provenance["packages"]) == {"raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy"}
+    assert provenance["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert provenance["machine"]["cores"] == os.cpu_count()
+    assert provenance["started_at"].endswith("+00:00")
+    assert set(provenance) == {"data_fingerprint", "commit", "command", "started_at", "python", "packages", "machine"}
+
+
+def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert checkpoint._commit() is None
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_saved_model_comes_back_bit_for_bit(run, name):
+    config = configure(name)
+    model = build_model(config.model, NUM_ITEMS)
+    run.save_model(config, NUM_ITEMS, model.state_dict())
+    loaded = run.load_model()
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    weights = loaded.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_needs_no_run_to_be_loaded(run, tmp_path):
+    run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
+    assert files(run.model_directory) == ["model.json", "weights.safetensors"]
+    run.model_directory.rename(tmp_path / "alone")
+    assert load_model(tmp_path / "alone").item_vectors().shape == (NUM_ITEMS + 1, 16)
+
+
+def test_a_run_without_a_whole_model_is_refused(run):
+    with pytest.raises(RunError, match="holds no model yet; let its training finish first"):
+        run.load_model()
+    weights = build_model(configure().model, NUM_ITEMS).state_dict()
+    run.save_model(configure(), NUM_ITEMS, weights)
+    (run.model_directory / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match="holds no model yet"):
+        run.load_model()
+
+
+def test_model_json_is_written_last(run, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
+    assert files(run.model_directory) == []
+
+
+def test_metrics_say_that_a_run_is_finished(run):
+    assert not run.metrics_file.exists()
+    run.save_metrics({"splits": {}})
+    assert json.loads(run.metrics_file.read_text()) == {"splits": {}}
+
+
+def test_a_failure_while_writing_leaves_the_old_text_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new" * 100_000 + "\udc80")
+    assert path.read_text() == "old"
+    assert files(tmp_path) == ["a.json"]
+
+
+def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
+    path, real = tmp_path / "w.safetensors", checkpoint.save_file
+    save_weights({"a": torch.ones(3)}, path)
+
+    def half(weights, temporary):
+        real(weights, temporary)
+        temporary.write_bytes(temporary.read_bytes()[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights({"a": torch.zeros(3)}, path)
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+    assert files(tmp_path) == ["w.safetensors"]
+
+
+def test_a_killed_process_leaves_the_old_file_and_the_next_one_replaces_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    child = os.fork()
+    if child == 0:
+        with checkpoint._replacing(path) as temporary:
+            temporary.write_text("ne")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert path.read_text() == "old"
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_weights_that_are_views_are_saved(tmp_path):
+    matrix = torch.arange(6.0).reshape(2, 3)
+    save_weights({"turned": matrix.T}, tmp_path / "w.safetensors")
+    assert torch.equal(load_file(tmp_path / "w.safetensors")["turned"], matrix.T)
+
+
+states = st.builds(
+    TrainingState,
+    epoch=st.integers(0, 10**6),
+    step=st.integers(0, 10**12),
+    best_score=st.floats(-1, 1),
+    best_epoch=st.integers(0, 10**6),
+    best_elapsed_s=st.floats(0, 1e9),
+    elapsed_s=st.floats(0, 1e9),
+    worse_in_a_row=st.integers(0, 100),
+    finished=st.booleans(),
+)
+
+
+@given(state=states)
+def test_a_training_state_survives_json_to_the_last_bit(state):
+    assert TrainingState.model_validate_json(state.model_dump_json()) == state
+
+
+def test_training_begins_before_any_epoch_with_a_score_that_every_other_beats():
+    assert TrainingState() == TrainingState(epoch=0, step=0, best_score=-1.0, best_epoch=0, finished=False)

@@ -1,0 +1,172 @@
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from raysrec import progress
+from raysrec.progress import PLAIN_EVERY_S, Mailbox, Recorder, shown, shown_cutoff
+
+STEP = {
+    "kind": "step", "epoch": 2, "step": 40, "progress": 1.5, "loss": 6.54321, "learning_rate": 0.001,
+    "targets_per_s": 12345.6, "tokens_per_s": 23456.7, "padding_share": 0.125, "data_wait_share": 0.0123,
+    "elapsed_s": 61.0, "left_s": 3725.0,
+}  # fmt: skip
+VALIDATION = {
+    "kind": "validation", "epoch": 2, "step": 50, "elapsed_s": 75.4, "is_best": True, "validation/hr@5": 0.2,
+    "validation/hr@10": 0.3, "validation/hr@100": 0.9, "validation/ndcg@10": 0.15555, "validation/mrr@10": 0.1,
+}  # fmt: skip
+NOTE = {"kind": "note", "text": "one worker was lost; going on from epoch 2"}
+
+
+@pytest.fixture
+def lines():
+    """Plain lines."""
+    return progress._Lines()
+
+
+@pytest.fixture
+def written(capsys):
+    """The lines that were written since the last look."""
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+def scalars(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(directory / "tensorboard"))
+    board.Reload()
+    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_the_log_and_tensorboard_hold_the_same_numbers(tmp_path):
+    events = [STEP, STEP | {"step": 41, "loss": 5.5}, NOTE, VALIDATION]
+    with Recorder(tmp_path) as recorder:
+        for event in events:
+            recorder.record(event)
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert logged == events
+    expected = {}
+    for event in logged:
+        for name, value in event.items():
+            if name not in ("kind", "step", "text"):
+                tag = name if "/" in name else f"{event['kind']}/{name}"
+                expected.setdefault(tag, []).append((event["step"], pytest.approx(float(value), rel=1e-6)))  # float32
+    found = scalars(tmp_path)
+    assert found == expected
+    assert {"step/loss", "validation/ndcg@10", "validation/epoch"} <= found.keys()
+
+
+def test_a_resumed_run_goes_on_in_the_same_log(tmp_path):
+    for loss in (3.0, 2.0):
+        with Recorder(tmp_path) as recorder:
+            recorder.record(STEP | {"loss": loss})
+    assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open()] == [3.0, 2.0]
+
+
+def test_the_log_is_on_disk_after_every_event(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.record(STEP)
+        assert json.loads((tmp_path / "log.jsonl").read_text()) == STEP
+
+
+def test_a_mailbox_gives_every_event_once_and_in_order():
+    mailbox = Mailbox()
+    assert mailbox.take() == []
+    mailbox.put(STEP)
+    mailbox.put(NOTE)
+    assert mailbox.take() == [STEP, NOTE]
+    assert mailbox.take() == []
+    mailbox.put(VALIDATION)
+    assert mailbox.take() == [VALIDATION]
+
+
+def test_a_step_is_one_line_with_speed_and_time_left(lines, written):
+    lines.show(STEP)
+    assert written() == [
+        "epoch 2  loss 6.5432  12,346 targets/s  23,457 tokens/s  padding 12%  data wait 1.2%  left 1:02:05"
+    ]
+
+
+def test_a_validation_is_one_line_with_the_scores_at_ten(lines, written):
+    lines.show(VALIDATION)
+    lines.show(VALIDATION | {"is_best": False})
+    line = "epoch 2  validation hr@10 0.3000  ndcg@10 0.1555  mrr@10 0.1000  (1:15)"
+    assert written() == [f"{line}  best so far", line]
+
+
+def test_a_validation_without_scores_at_ten_shows_those_at_its_largest_cutoff(lines, written):
+    scores = {"validation/ndcg@5": 0.1, "validation/ndcg@20": 0.25, "validation/hr@20": 0.5}
+    lines.show({"kind": "validation", "epoch": 1, "step": 5, "elapsed_s": 3.0, "is_best": True} | scores)
+    assert written() == ["epoch 1  validation ndcg@20 0.2500  hr@20 0.5000  (0:03)  best so far"]
+
+
+def test_a_note_is_its_text(lines, written):
+    lines.show(NOTE)
+    assert written() == [NOTE["text"]]
+
+
+def test_plain_lines_show_a_step_now_and_then_and_every_validation(lines, written):
+    for second in range(100):
+        lines.show(STEP | {"elapsed_s": float(second), "epoch": second})
+    shown_seconds = [int(line.split()[1]) for line in written()]
+    assert shown_seconds == list(range(0, 100, int(PLAIN_EVERY_S)))
+    for _ in range(3):
+        lines.show(VALIDATION)
+    assert len(written()) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "cutoff"),
+    [
+        (["hr@5", "hr@10", "hr@100"], 10),
+        (["validation/hr@5", "validation/hr@20"], 20),
+        (["hr@100"], 100),
+        (["epoch", "loss"], 10),
+        ([], 10),
+    ],
+)
+def test_ten_is_shown_or_else_the_largest_cutoff(names, cutoff):
+    assert shown_cutoff(names) == cutoff
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0:00"), (0.6, "0:01"), (59.6, "1:00"), (61.0, "1:01"), (3599.6, "1:00:00"), (36061.0, "10:01:01")],
+)
+def test_durations_read_like_a_clock(seconds, text):
+    assert progress._duration(seconds) == text
+
+
+def test_a_bar_shows_steps_in_place_and_prints_the_rest_above(monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    with progress._screen(3) as bar:
+        for event in (STEP, VALIDATION, NOTE):
+            bar.show(event)
+    text = screen.getvalue()
+    assert "50%" in text  # epoch 1.5 of 3
+    assert "loss 6.5432" in text
+    assert "epoch 2  validation hr@10 0.3000" in text
+    assert NOTE["text"] in text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_put_before_the_end_is_recorded_and_shown(tmp_path, monkeypatch, capsys, fails):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda result: result))
+    monkeypatch.setattr(progress, "POLL_S", 0.01)
+    mailbox = Mailbox()
+    handle = SimpleNamespace(take=SimpleNamespace(remote=mailbox.take))
+    try:
+        with shown(handle, tmp_path, epochs=3):
+            mailbox.put(STEP)
+            mailbox.put(VALIDATION)
+            if fails:
+                raise RuntimeError("a worker died")
+    except RuntimeError:
+        assert fails
+    assert [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").open()] == ["step", "validation"]
+    assert "best so far" in capsys.readouterr().err
