@@ -221,7 +221,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     try:
         import deepspeed
     except ImportError:
-        raise ValueError("engine.name=deepspeed: DeepSpeed is not installed; pip install deepspeed or set engine.name=torch") from None
+        raise ValueError(
+            "engine.name=deepspeed: DeepSpeed is not installed; pip install deepspeed or set engine.name=torch"
+        ) from None
     if device.type == "cpu":
         # DeepSpeed would compile an all-reduce for inference (50 s) that training never calls.
         with contextlib.suppress(ImportError, AttributeError):

@@ -88,7 +88,9 @@ def rank_row_groups(
     """Rank the held-out item of every user in these row groups, by the model and by popularity."""
     device = next(model.parameters()).device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
-    for batch in held_out(data, config, lambda _: read_directly(groups), from_end=FROM_END[split], worker=0, num_workers=1):
+    for batch in held_out(
+        data, config, lambda _: read_directly(groups), from_end=FROM_END[split], worker=0, num_workers=1
+    ):
         ranks, states = _ranks(model, batch, config, device)
         seen = _seen(batch, config, device)
         flat = torch.ones(len(batch.users), 1, device=device)
@@ -96,7 +98,11 @@ def rank_row_groups(
             flat, popularity, batch.targets.to(device), seen=seen, items_per_chunk=config.evaluate.items_per_chunk
         )
         top, _ = top_items(
-            states, model.item_vectors(), min(COVERAGE_K, data.manifest.num_items), bias=model.item_bias(), seen=seen,
+            states,
+            model.item_vectors(),
+            min(COVERAGE_K, data.manifest.num_items),
+            bias=model.item_bias(),
+            seen=seen,
             items_per_chunk=config.evaluate.items_per_chunk,
         )
         yield Ranked(batch.users, ranks.cpu().numpy(), by_popularity.cpu().numpy(), batch.lengths, top.cpu().numpy())
@@ -109,8 +115,12 @@ def _ranks(
     history = batch.history.to(device)
     states = last_states(model.encode(history), history)
     ranks = rank_of_target(
-        states, model.item_vectors(), batch.targets.to(device), bias=model.item_bias(),
-        seen=_seen(batch, config, device), items_per_chunk=config.evaluate.items_per_chunk,
+        states,
+        model.item_vectors(),
+        batch.targets.to(device),
+        bias=model.item_bias(),
+        seen=_seen(batch, config, device),
+        items_per_chunk=config.evaluate.items_per_chunk,
     )
     return ranks, states
 
@@ -130,8 +140,14 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
         "prepared": str(data.directory.resolve()),
         "config_json": config.model_dump_json(),
     }
-    ranked = ray.data.from_items(work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.workers)).map_batches(
-        _rank_units, fn_kwargs=arguments, compute=ray.data.TaskPoolStrategy(size=config.scale.workers), batch_size=None, num_cpus=1
+    ranked = ray.data.from_items(
+        work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.workers)
+    ).map_batches(
+        _rank_units,
+        fn_kwargs=arguments,
+        compute=ray.data.TaskPoolStrategy(size=config.scale.workers),
+        batch_size=None,
+        num_cpus=1,
     )
     ranked.context.enable_progress_bars = False
     ranked.context.execution_options.preserve_order = True
@@ -144,7 +160,9 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
     return pa.concat_tables(tables), recommended
 
 
-def _rank_units(batch: dict[str, np.ndarray], *, run: str, weights: int, prepared: str, config_json: str) -> dict[str, Any]:
+def _rank_units(
+    batch: dict[str, np.ndarray], *, run: str, weights: int, prepared: str, config_json: str
+) -> dict[str, Any]:
     """A Ray Data task: rank the row groups of one block."""
     config = RunConfig.model_validate_json(config_json)
     torch.set_num_threads(threads_per_worker(config.scale))
@@ -154,7 +172,10 @@ def _rank_units(batch: dict[str, np.ndarray], *, run: str, weights: int, prepare
         for part in rank_row_groups(model, data, config, [data.row_groups()[group]], split):
             parts.append(part)
             splits += [split] * len(part.users)
-    return {"split": np.array(splits), **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__}}
+    return {
+        "split": np.array(splits),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__},
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -164,13 +185,15 @@ def _loaded(run: str, weights: int, prepared: str) -> tuple[SequenceModel, Prepa
 
 
 def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:
-    return pa.table({
-        "split": pa.array(block["split"]).cast(pa.string()),
-        "user": pa.array(block["users"], pa.int64()),
-        "rank": pa.array(block["ranks"], pa.int64()),
-        "popularity_rank": pa.array(block["popularity_ranks"], pa.int64()),
-        "history_length": pa.array(block["lengths"], pa.int64()),
-    })
+    return pa.table(
+        {
+            "split": pa.array(block["split"]).cast(pa.string()),
+            "user": pa.array(block["users"], pa.int64()),
+            "rank": pa.array(block["ranks"], pa.int64()),
+            "popularity_rank": pa.array(block["popularity_ranks"], pa.int64()),
+            "history_length": pa.array(block["lengths"], pa.int64()),
+        }
+    )
 
 
 def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: PreparedData) -> dict[str, Any]:
@@ -184,7 +207,10 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: P
     for name, column in (("model", "rank"), ("popularity", "popularity_rank")):
         sums = RankSums.of(torch.from_numpy(ranks[column].to_numpy().copy()), config.evaluate.ks)
         intervals = sums.intervals()
-        scores[name] = {key: {"mean": mean, "low": intervals[key][0], "high": intervals[key][1]} for key, mean in sums.means().items()}
+        scores[name] = {
+            key: {"mean": mean, "low": intervals[key][0], "high": intervals[key][1]}
+            for key, mean in sums.means().items()
+        }
     scores["model"][f"coverage@{COVERAGE_K}"] = {"mean": float(recommended[1:].mean())}
     return scores
 
@@ -199,14 +225,18 @@ def main(arguments: argparse.Namespace) -> None:
     data = PreparedData.open(record["prepared"])
     with ray_session(config.scale):
         record["splits"] = evaluate(run, data, config)
-    run.metrics_file.write_text(json.dumps(record, indent=2) + "\n")
+    run.save_metrics(record)
     print_runs([run.path])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysrec.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m raysrec.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 evaluate.exclude_seen=true")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 evaluate.exclude_seen=true"
+    )
     return parser
 
 

@@ -69,11 +69,13 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
         mixed = []
         for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
             state = self.state[parameter]
             if not state:
                 state["mean"] = torch.zeros_like(parameter)
-            mean = state["mean"].lerp_(parameter.grad, 1 - momentum)
-            mixed.append(parameter.grad.lerp(mean, momentum))  # Nesterov's look ahead
+            mean = state["mean"].lerp_(gradient, 1 - momentum)
+            mixed.append(gradient.lerp(mean, momentum))  # Nesterov's look ahead
         rows, columns = parameters[0].shape
         distance = lr * max(1.0, rows / columns) ** 0.5
         for parameter, direction in zip(parameters, orthogonalised(torch.stack(mixed)), strict=True):
@@ -81,10 +83,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor, *, iterations: int = 5) -> Tensor:
-    """Each matrix [.., R, C] with its singular values pushed to about 1 (between 0.7 and 1.2) and its directions kept."""
+    """Each matrix [.., R, C] with its directions kept and its singular values pushed to about 1 (0.7 to 1.2)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if is_tall else matrices
+    x: Tensor = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT

@@ -45,7 +45,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     _refuse_other_config(run, config)
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
-        print(plan(config, data), flush=True)
+        print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         state, weights = _train_on_workers(run, data, config)
         run.save_model(config, data.manifest.num_items, weights)
         splits = evaluate(run, data, config)

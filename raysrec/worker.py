@@ -53,9 +53,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     log = _Log(arguments["mailbox"], worker, config, data.manifest.num_targets)
 
     def prefetch(epoch: int) -> Prefetched:
-        return Prefetched(
-            epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers)
-        )
+        return Prefetched(epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers))
 
     upcoming = None if state.finished else prefetch(state.epoch)
     while upcoming is not None:
@@ -197,8 +195,14 @@ class _Log:
         event = {f"validation/{name}": value for name, value in scores.items()}
         is_best = state.best_epoch == state.epoch
         self._mailbox.put.remote(
-            {"kind": "validation", "epoch": state.epoch, "step": state.step, "elapsed_s": state.elapsed_s,
-             "is_best": is_best, **event}
+            {
+                "kind": "validation",
+                "epoch": state.epoch,
+                "step": state.step,
+                "elapsed_s": state.elapsed_s,
+                "is_best": is_best,
+                **event,
+            }
         )
 
     def _send(self, step: int, done: int, waited_s: float) -> None:

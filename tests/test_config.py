@@ -148,7 +148,7 @@ def test_papers_learn_one_prefix_at_a_time_with_plain_adam(data_set, paper):
     assert (train.learning_rate, train.betas, train.weight_decay) == (1e-3, (0.9, 0.999), 0.0)
     assert train.optimizer == "adam"
     assert (train.clip_norm, train.schedule, train.warmup_steps) == (0.0, "constant", 0)
-    assert (train.validate_every, train.patience) == (1, 10)
+    assert (train.validate_every, train.patience) == (1, 11)
     assert (config.loss.name, config.evaluate.metric, config.evaluate.exclude_seen) == ("softmax", "ndcg@10", False)
 
 
@@ -167,8 +167,8 @@ def test_recgrela_is_as_its_paper_says():
     assert (model.name, model.form, model.dim, model.max_length) == ("recgrela", "unmasked", 64, 200)
     assert (model.num_blocks, model.num_heads, model.mlp_dim, model.conv_kernel) == (4, 4, 256, 4)
     assert (model.dropout, model.drop_path, model.residual) == (0.1, 0.1, "auto")
-    assert config.train.patience == 20
-    assert shipped("amazon-beauty", "paper/recgrela").train.patience == 10
+    assert config.train.patience == 21
+    assert shipped("amazon-beauty", "paper/recgrela").train.patience == 11
 
 
 def test_every_paper_overlay_is_one_of_those_above():

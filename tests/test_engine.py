@@ -51,7 +51,11 @@ def learn(config, worker=0, num_workers=1, directory=None, save_after=None):
         engine.load(Path(directory))
         start = 2
     for step in range(start, STEPS):
-        mine = micro_batches(step)[worker::num_workers] if step < STEPS - 1 else (micro_batches(step) if worker == 0 else [])
+        mine = (
+            micro_batches(step)[worker::num_workers]
+            if step < STEPS - 1
+            else (micro_batches(step) if worker == 0 else [])
+        )
         result = engine.step(mine, learning_rate=0.01)
         losses.append(result.loss / result.targets)
         if save_after == step:

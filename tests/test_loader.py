@@ -62,7 +62,9 @@ def targets_in_data(data):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-@pytest.mark.parametrize(("supervision", "windows"), [("every_position", "tile"), ("every_position", "overlap"), ("last_position", "tile")])
+@pytest.mark.parametrize(
+    ("supervision", "windows"), [("every_position", "tile"), ("every_position", "overlap"), ("last_position", "tile")]
+)
 def test_an_epoch_holds_every_target_of_the_data_exactly_once(data, config, num_workers, supervision, windows):
     train = config.train.model_copy(update={"supervision": supervision, "windows": windows})
     steps = global_batches(data, config.model_copy(update={"train": train}), epoch=1, num_workers=num_workers)

@@ -68,14 +68,30 @@ def undisturbed(local_ray, folder):
 
 def test_a_run_leaves_everything_it_promises(undisturbed):
     left = {path.name for path in undisturbed.path.iterdir()}
-    assert {"config.yaml", "provenance.json", "log.jsonl", "tensorboard", "checkpoints", "model", "ranks.parquet", "metrics.json"} <= left
+    assert {
+        "config.yaml",
+        "provenance.json",
+        "log.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "ranks.parquet",
+        "metrics.json",
+    } <= left
     record = json.loads(undisturbed.metrics_file.read_text())
     test = record["splits"]["test"]
     assert test["users"] == pq.read_table(undisturbed.ranks_file).num_rows // 2
     assert test["model"]["ndcg@10"]["low"] < test["model"]["ndcg@10"]["mean"] < test["model"]["ndcg@10"]["high"]
     assert test["popularity"]["ndcg@10"]["mean"] > 0
     assert len(events(undisturbed, "validation")) == 3
-    assert set(events(undisturbed, "step")[-1]) >= {"loss", "targets_per_s", "tokens_per_s", "padding_share", "data_wait_share", "left_s"}
+    assert set(events(undisturbed, "step")[-1]) >= {
+        "loss",
+        "targets_per_s",
+        "tokens_per_s",
+        "padding_share",
+        "data_wait_share",
+        "left_s",
+    }
 
 
 def test_best_weights_are_the_ones_that_were_validated_best(undisturbed):
@@ -98,7 +114,10 @@ def test_ranks_do_not_depend_on_the_number_of_workers(undisturbed, folder, worke
     metrics = evaluate(undisturbed, data, config)
     ranks = pq.read_table(undisturbed.ranks_file)
     expected = brute_force_ranks(undisturbed, data, config)
-    found = {(split, user): rank for split, user, rank in zip(*(ranks[c].to_pylist() for c in ("split", "user", "rank")), strict=True)}
+    found = {
+        (split, user): rank
+        for split, user, rank in zip(*(ranks[c].to_pylist() for c in ("split", "user", "rank")), strict=True)
+    }
     assert found == expected
     test = np.array([rank for (split, _), rank in expected.items() if split == "test"])
     gains = np.where(test <= 10, 1 / np.log2(test + 1), 0)

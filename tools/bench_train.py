@@ -130,7 +130,9 @@ def _in_ray(arguments: dict[str, Any]) -> None:
     config = RunConfig.model_validate_json(arguments["config"])
     worker = ray.train.get_context().get_world_rank()
     how, steps = arguments["how"], arguments["steps"]
-    _write(arguments["folder"], worker, measure(config, arguments["prepared"], how, steps, worker, config.scale.workers))
+    _write(
+        arguments["folder"], worker, measure(config, arguments["prepared"], how, steps, worker, config.scale.workers)
+    )
 
 
 def _write(folder: str, worker: int, measured: Measured) -> None:
@@ -141,7 +143,9 @@ def once(config: RunConfig, prepared: str, how: str, steps: int) -> list[Measure
     """One measurement: what each worker saw."""
     with tempfile.TemporaryDirectory() as folder:
         if how.startswith("ray"):
-            _run_in_ray({"config": config.model_dump_json(), "prepared": prepared, "how": how, "steps": steps, "folder": folder})
+            _run_in_ray(
+                {"config": config.model_dump_json(), "prepared": prepared, "how": how, "steps": steps, "folder": folder}
+            )
         else:
             mp.spawn(_spawned, (config, prepared, how, steps, folder), nprocs=config.scale.workers)
         return [json.loads(Path(folder, f"{worker}.json").read_text()) for worker in range(config.scale.workers)]
@@ -180,7 +184,12 @@ def main(arguments: Any) -> None:
     parts = [part for part in found["bare"][0][0] if part not in ("whole", "targets")]
     shares = [[part, f"{statistics.median(_share(w, part) for w in found['bare']):.1%}"] for part in parts]
     if "torch" in rates:
-        shares.append(["exchange between workers (torch against bare)", f"{1 - rates['torch'] / rates['bare']:.1%} of the torch step"])
+        shares.append(
+            [
+                "exchange between workers (torch against bare)",
+                f"{1 - rates['torch'] / rates['bare']:.1%} of the torch step",
+            ]
+        )
     print(tabulate(shares, headers=["part of the bare step", "share"], disable_numparse=True))
 
 

@@ -118,9 +118,7 @@ def collate(histories: Histories, windows: Windows) -> Batch:
     return Batch(_history(histories, windows, positions, real), torch.from_numpy(np.where(learns, following, 0)))
 
 
-def held_out_batches(
-    histories: Histories, *, from_end: int, max_length: int, batch_tokens: int
-) -> Iterator[HeldOut]:
+def held_out_batches(histories: Histories, *, from_end: int, max_length: int, batch_tokens: int) -> Iterator[HeldOut]:
     """Each user once, the item at `from_end` (1 is the last) to be ranked given everything before it.
 
     The batches depend on the histories alone, so that a score does not depend on who computes it.

@@ -4,6 +4,7 @@ Both readers give the same tables in the same order; the direct one serves tests
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +72,7 @@ def _read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
 def _split(block: pa.Table) -> Iterator[pa.Table]:
     places = block.column("place").to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(starts):
         yield block.slice(start, stop - start).select(COLUMNS)
 
 

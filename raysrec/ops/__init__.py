@@ -1,4 +1,4 @@
-"""Operators along a history: each a slow obvious reference, a fast path in torch, and a CUDA library where installed."""
+"""Operators along a history: each a slow obvious reference, a fast path in torch, and CUDA where installed."""
 
 from importlib.metadata import PackageNotFoundError, version
 
