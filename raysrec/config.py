@@ -64,7 +64,7 @@ class DataConfig(Section):
     num_streams: Count = 4
     """Parallel streams an epoch is laid out over; fixes the batches whatever the number of workers, and bounds it."""
     shuffle_interactions: Count = 4_000_000
-    """Interactions of a stream that are shuffled together; 12 bytes of memory each."""
+    """Interactions of a stream that are shuffled together; about 40 bytes of memory each."""
 
     @model_validator(mode="after")
     def _enough_to_hold_out(self) -> "DataConfig":
@@ -155,8 +155,8 @@ class EvaluateConfig(Section):
     """The validation score that chooses the best weights and stops training."""
     exclude_seen: bool = False
     """Leave out items that the user already had; false is the protocol of the papers."""
-    batch_tokens: Count = 65_536
-    """Positions (padding included) encoded at once."""
+    batch_tokens: Count = 8_192
+    """Positions (padding included) encoded at once; a few thousand stay in a CPU's cache, a GPU wants more."""
     items_per_chunk: Count = 65_536
     """Catalogue rows scored at once."""
 

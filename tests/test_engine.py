@@ -102,6 +102,15 @@ def test_deepspeed_learns_what_torch_does_at_every_stage(tmp_path):
 
 
 @pytest.mark.slow
+def test_bfloat16_stays_close_in_both_engines(tmp_path):
+    runs = {name: (configure(name=name, precision="bfloat16"), {}) for name in ("torch", "deepspeed")}
+    losses, _ = learn(configure(name="torch"))
+    for found, _ in on_two_workers(tmp_path, runs).values():
+        assert found == pytest.approx(losses, rel=0.01)
+        assert found != losses
+
+
+@pytest.mark.slow
 def test_both_engines_go_on_from_what_they_saved(tmp_path):
     def runs(save_after):
         return {

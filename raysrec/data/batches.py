@@ -15,7 +15,7 @@ from raysrec.data.order import even_cuts
 from raysrec.data.windows import WINDOWS, IntArray, Prefixes, Samples, Windows, num_training_positions
 from raysrec.history import Batch, History
 
-GROUPED_BATCHES = 16
+GROUPED_BATCHES = 64
 """Batches of a stream that are sorted by length together: more pads less, fewer mixes lengths better over time."""
 
 
