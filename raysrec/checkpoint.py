@@ -23,6 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -100,10 +102,23 @@ class RunDirectory:
         return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
 
     def start(self, config: RunConfig, fingerprint: str) -> None:
-        """Write what is known before training begins."""
+        """Write what is known before training begins; a run that goes on keeps what it was begun with.
+
+        Raises:
+            RunError: The run was begun on other data.
+        """
+        provenance = self.path / "provenance.json"
+        if provenance.is_file():
+            begun_on = json.loads(provenance.read_text())["data_fingerprint"]
+            if begun_on != fingerprint:
+                raise RunError(
+                    f"{self.path} was begun on data {begun_on}, but the source now gives {fingerprint}; restore the "
+                    "source, or --fresh to throw the run away"
+                )
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        write_atomically(self.path / "provenance.json", json.dumps(_provenance(fingerprint), indent=2) + "\n")
+        write_atomically(provenance, json.dumps(_provenance(fingerprint), indent=2) + "\n")
 
     def save_model(self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor]) -> None:
         """Write the weights to use; `model.json` comes last and says that they are whole."""
@@ -119,6 +134,11 @@ class RunDirectory:
     def weights_stamp(self) -> int:
         """A number that changes when the weights do."""
         return (self.model_directory / "weights.safetensors").stat().st_mtime_ns
+
+    def save_ranks(self, ranks: pa.Table) -> None:
+        """Write one rank per user and split."""
+        with _replacing(self.ranks_file) as temporary:
+            pq.write_table(ranks, temporary)
 
     def load_model(self) -> SequenceModel:
         """The trained model, on the CPU, ready to encode.

@@ -71,7 +71,7 @@ class DataConfig(Section):
         if self.user_interactions.low < 3:
             raise ValueError(
                 f"data.user_interactions={self.user_interactions} keeps users with fewer than 3 interactions, but each "
-                "user needs one to learn from, one to validate and one to test; start the interval at 3 or more"
+                "user needs one to begin with, one to validate and one to test; start the interval at 3 or more"
             )
         return self
 
@@ -217,6 +217,20 @@ class RunConfig(Section):
             raise ValueError(
                 f"scale.workers={self.scale.workers} exceeds data.num_streams={self.data.num_streams}, and a stream is "
                 "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+            )
+        if self.engine.extra and self.engine.name != "deepspeed":
+            raise ValueError(
+                f"engine.extra is DeepSpeed's, and engine.name={self.engine.name} would ignore it; "
+                "set engine.name=deepspeed or drop engine.extra"
+            )
+        if "stage" in self.engine.extra.get("zero_optimization", {}):
+            raise ValueError(
+                "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
+            )
+        if self.train.supervision == "last_position" and self.train.windows != "tile":
+            raise ValueError(
+                f"train.windows={self.train.windows} is how rows are cut for train.supervision=every_position; "
+                "last_position has one row per target, drop train.windows"
             )
         if self.train.optimizer == "muon" and self.engine.name != "torch":
             raise ValueError(

@@ -7,6 +7,7 @@ learned from. This is the only file that knows DeepSpeed.
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raysrec.command_line import overlay
 from raysrec.config import EngineConfig, RunConfig, TrainConfig
 from raysrec.history import Batch, empty_batch
 from raysrec.objective import Objective
@@ -214,10 +216,13 @@ def deepspeed_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
             "dtype": "bfloat16",
         },
     }
-    return derived | config.engine.extra
+    return overlay(derived, config.engine.extra)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
+    if device.type == "cpu":
+        # DeepSpeed would take a GPU that it sees, although this worker was not given one.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     try:
         import deepspeed
     except ImportError:
@@ -235,7 +240,7 @@ def _import_deepspeed(device: torch.device) -> Any:
 
 def _precision(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.precision == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from raysrec.checkpoint import RunDirectory, RunError
@@ -53,7 +52,7 @@ class Ranked:
 
 
 def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[str, Any]:
-    """Rank both splits with the run's model and write `ranks.parquet` and `metrics.json` into the run.
+    """Rank both splits with the run's model, write `ranks.parquet`, and return the scores of each split.
 
     Raises:
         RunError: The run has no model yet.
@@ -64,7 +63,7 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
         split: _scores(ranks.filter(pa.compute.equal(ranks["split"], split)), recommended[split], config, data)
         for split in FROM_END
     }
-    pq.write_table(ranks, run.ranks_file)
+    run.save_ranks(ranks)
     return metrics
 
 
@@ -92,7 +91,7 @@ def rank_row_groups(
         data, config, lambda _: read_directly(groups), from_end=FROM_END[split], worker=0, num_workers=1
     ):
         ranks, states = _ranks(model, batch, config, device)
-        seen = _seen(batch, config, device)
+        seen = None if batch.seen is None else batch.seen.to(device)
         flat = torch.ones(len(batch.users), 1, device=device)
         by_popularity = rank_of_target(
             flat, popularity, batch.targets.to(device), seen=seen, items_per_chunk=config.evaluate.items_per_chunk
@@ -119,14 +118,10 @@ def _ranks(
         model.item_vectors(),
         batch.targets.to(device),
         bias=model.item_bias(),
-        seen=_seen(batch, config, device),
+        seen=None if batch.seen is None else batch.seen.to(device),
         items_per_chunk=config.evaluate.items_per_chunk,
     )
     return ranks, states
-
-
-def _seen(batch: HeldOut, config: RunConfig, device: torch.device) -> torch.Tensor | None:
-    return batch.seen.to(device) if config.evaluate.exclude_seen else None
 
 
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
@@ -218,15 +213,26 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: P
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
-    config = load([run.config_file], arguments.overrides)
+    config = load([run.config_file], _only_ranking(arguments.overrides))
     if not run.metrics_file.is_file():
         raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
     record = json.loads(run.metrics_file.read_text())
     data = PreparedData.open(record["prepared"])
     with ray_session(config.scale):
         record["splits"] = evaluate(run, data, config)
+        record["evaluate"] = config.evaluate.model_dump(mode="json")
     run.save_metrics(record)
     print_runs([run.path])
+
+
+def _only_ranking(overrides: list[str]) -> list[str]:
+    """Refuse what would change another thing than how the trained model is ranked."""
+    for override in overrides:
+        if override.split(".")[0] not in ("evaluate", "scale"):
+            raise RunError(
+                f"{override}: the run is trained; only evaluate.* and scale.* can be set when it is ranked again"
+            )
+    return overrides
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ Worker 0 sends events to a mailbox (a Ray actor); the driver takes them out, sho
 workers need no file system in common with the driver, and one bar stands for all of them.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -47,6 +48,7 @@ class Mailbox:
 def shown(mailbox: Any, directory: Path, *, epochs: int) -> Iterator[None]:
     """While the block runs, show and record what arrives in the mailbox (an actor's handle)."""
     import ray
+    from ray.exceptions import RayError
 
     stop = threading.Event()
     with Recorder(directory) as recorder, _screen(epochs) as screen:
@@ -67,7 +69,8 @@ def shown(mailbox: Any, directory: Path, *, epochs: int) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            deliver()
+            with contextlib.suppress(RayError):  # what ended the training must not be hidden by what ended with it
+                deliver()
 
 
 class Recorder:

@@ -7,7 +7,6 @@ environment wins.
 import contextlib
 import ctypes
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,8 +30,8 @@ SETTINGS: dict[str, str] = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # DeepSpeed would warn at every start that it looked for a GPU and took the CPU; torch says what there is.
     "DS_LOG_LEVEL": "error",
-    # Ray announces that a future release will hide accelerators from tasks without any; it changes nothing here.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A task or worker that asked for no GPU must not see one.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 LOCAL_SETTINGS: dict[str, str] = {
@@ -116,9 +115,16 @@ def tune_allocator() -> None:
             libc.mallopt(option, value)
 
 
-def threads_per_worker(scale: ScaleConfig, cores: int | None = None) -> int:
-    """CPU threads of each worker's arithmetic; by default the cores of this machine are divided among the workers."""
-    return scale.threads_per_worker or max(1, math.floor((cores or os.cpu_count() or 1) / scale.workers))
+def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, cores: int | None = None) -> int:
+    """CPU threads of each worker's arithmetic; by default a machine's cores are divided among its workers.
+
+    Args:
+        scale: The setting.
+        workers_here: Workers on this machine; all of them if not said.
+        cores: Cores that this process may use; asked from the system if not said.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    return scale.threads_per_worker or max(1, cores // (workers_here or scale.workers))
 
 
 def _start_arguments(scale: ScaleConfig, *, local: bool) -> dict[str, Any]:

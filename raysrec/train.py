@@ -35,14 +35,18 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         RunError: The directory holds a run of another configuration.
     """
     run = RunDirectory(config.run_directory)
-    if fresh:
-        shutil.rmtree(run.path, ignore_errors=True)
+    data = prepare(config.data)
+    if not data.manifest.num_targets:
+        raise RunError(
+            f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "
+            "nothing is left to learn from"
+        )
+    if fresh and run.path.exists():
+        shutil.rmtree(RunDirectory.open(run.path).path)
+    _refuse_other_config(run, config)
     if run.metrics_file.is_file():
         print(f"{run.path} is finished; --fresh trains it again")
-        _refuse_other_config(run, config)
         return run
-    data = prepare(config.data)
-    _refuse_other_config(run, config)
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
@@ -53,7 +57,8 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         {
             "data": config.data.name,
             "model": config.model.name,
-            "prepared": str(data.directory),
+            "prepared": str(data.directory.resolve()),
+            "evaluate": config.evaluate.model_dump(mode="json"),
             "training": {
                 "supervision": config.train.supervision,
                 "workers": config.scale.workers,
@@ -119,7 +124,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
     if arguments.dry_run:
-        print(plan(config, find_prepared(config.data)))
+        print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
         return
     run = train(config, fresh=arguments.fresh)
     print_runs([run.path])

@@ -3,11 +3,13 @@
 The loop sees training batches and validation scores; it has no way to see a test score.
 """
 
+import math
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -15,12 +17,13 @@ from safetensors.torch import load_file
 from raysrec.checkpoint import TrainingState, save_weights
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import Prefetched, epoch_steps
+from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import read_with_ray
 from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate
 from raysrec.evaluate import validation_sums
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import Objective
+from raysrec.ops import kernels
 from raysrec.ranking import RankSums
 from raysrec.runtime import threads_per_worker, tune_allocator
 
@@ -34,13 +37,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
     Args:
         arguments: `config` (a RunConfig as JSON), `prepared` (folder of the data) and `mailbox` (name of an actor).
     """
-    import ray.train
+    import ray.train.torch
 
     config = RunConfig.model_validate_json(arguments["config"])
     context = ray.train.get_context()
     worker, num_workers = context.get_world_rank(), context.get_world_size()
     tune_allocator()
-    torch.set_num_threads(threads_per_worker(config.scale))
+    torch.set_num_threads(threads_per_worker(config.scale, workers_here=context.get_local_world_size()))
     torch.set_flush_denormal(True)  # states that have decayed to almost nothing would cost a hundred times as much
     device = ray.train.torch.get_device()
     data = PreparedData.open(arguments["prepared"])
@@ -50,24 +53,32 @@ def train_worker(arguments: dict[str, Any]) -> None:
     replica = build_model(config.model, data.manifest.num_items).to(device).eval()
     engine = build_engine(objective, config, device)
     state, best = _restore(engine)
-    log = _Log(arguments["mailbox"], worker, config, data.manifest.num_targets)
+    num_targets = targets_per_epoch(data, config)
+    log = _Log(arguments["mailbox"], worker, config, num_targets)
+    log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
+    elapsed_before_s, begun = state.elapsed_s, time.monotonic()
 
     def prefetch(epoch: int) -> Prefetched:
         return Prefetched(epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers))
 
     upcoming = None if state.finished else prefetch(state.epoch)
     while upcoming is not None:
-        started, steps, step, done = time.monotonic(), upcoming, state.step, 0
+        steps, step, done = upcoming, state.step, 0
         log.start_epoch(state)
         ready = iter(steps)
         while True:
             batches = next(ready, [])
             # Dropout depends on the step and not on what was drawn before, so that a resumed run draws the same.
-            torch.manual_seed(hash((config.train.seed, step, worker)))
-            progress = (state.epoch + done / data.manifest.num_targets) / config.train.epochs
+            torch.manual_seed(_dropout_seed(config.train.seed, step, worker))
+            progress = (state.epoch + done / num_targets) / config.train.epochs
             result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
             if result.targets == 0:  # every worker's data has ended
                 break
+            if not math.isfinite(result.loss):
+                raise FloatingPointError(
+                    f"the loss of step {step} in epoch {state.epoch + 1} is {result.loss}; lower train.learning_rate, "
+                    "or set train.clip_norm or a longer train.warmup_steps"
+                )
             step, done = step + 1, done + result.targets
             log.after_step(result, step, done, steps.waited_s)
         log.end_epoch(step, done, steps.waited_s)
@@ -79,9 +90,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
         if is_last or (state.epoch + 1) % config.train.validate_every == 0:
             replica.load_state_dict(engine.weights())
             scores = _validate(replica, data, config, worker, num_workers)
-        previous, state = state, _advance(state, config, step, scores, time.monotonic() - started)
+        previous, state = state, _advance(state, config, step, scores, elapsed_before_s + time.monotonic() - begun)
         if state.best_epoch > previous.best_epoch:
-            best = engine.weights()
+            best = {name: value.cpu().clone() for name, value in replica.state_dict().items()} if worker == 0 else {}
         log.after_validation(state, scores)
         _save(engine, state, best, worker)
         if state.finished and upcoming is not None:
@@ -133,11 +144,15 @@ def _validate(
     return sums.means()
 
 
+def _dropout_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def _advance(
-    state: TrainingState, config: RunConfig, step: int, scores: dict[str, float] | None, seconds: float
+    state: TrainingState, config: RunConfig, step: int, scores: dict[str, float] | None, elapsed_s: float
 ) -> TrainingState:
     """The state after an epoch: one more epoch, perhaps a new best, perhaps the end."""
-    epoch, elapsed_s = state.epoch + 1, state.elapsed_s + seconds
+    epoch = state.epoch + 1
     best: dict[str, Any] = {}
     worse = state.worse_in_a_row
     if scores is not None and scores[config.evaluate.metric] > state.best_score:
@@ -169,6 +184,11 @@ class _Log:
         self._mailbox: Any = ray.get_actor(mailbox) if worker == 0 else None
         self._config = config
         self._num_targets = num_targets
+
+    def note(self, text: str) -> None:
+        """Send a line for people."""
+        if self._mailbox is not None:
+            self._mailbox.put.remote({"kind": "note", "text": text})
 
     def start_epoch(self, state: TrainingState) -> None:
         """Begin to count."""
@@ -222,7 +242,7 @@ class _Log:
                 "progress": progress,
                 "loss": sums.loss / sums.targets,
                 "learning_rate": learning_rate(
-                    self._config.train, step=step, progress=progress / self._config.train.epochs
+                    self._config.train, step=step - 1, progress=progress / self._config.train.epochs
                 ),
                 "targets_per_s": sums.targets / seconds,
                 "tokens_per_s": sums.tokens / seconds,

@@ -63,7 +63,9 @@ def test_no_micro_batch_exceeds_its_tokens_unless_one_row_does():
 @pytest.mark.parametrize(("from_end", "offset"), [(1, 0), (2, 1)])
 def test_held_out_items_are_ranked_given_everything_before_them(from_end, offset):
     lengths = [3, 12, 7]
-    batches = list(held_out_batches(histories_of(lengths), from_end=from_end, max_length=5, batch_tokens=12))
+    batches = list(
+        held_out_batches(histories_of(lengths), from_end=from_end, max_length=5, batch_tokens=12, with_seen=True)
+    )
     users = np.concatenate([batch.users for batch in batches])
     assert sorted(users.tolist()) == [1, 2, 3]
     for batch in batches:

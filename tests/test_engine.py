@@ -10,17 +10,28 @@ import torch.multiprocessing as mp
 from raysrec.config import RunConfig, TrainConfig
 from raysrec.engine import build_engine, deepspeed_config, learning_rate
 from raysrec.history import Batch, History
-from raysrec.models import build_model
+from raysrec.models import MODELS, build_model
 from raysrec.objective import Objective
 
 NUM_ITEMS = 30
 STEPS = 3
 
 
-def configure(**engine):
+SMALL = {
+    name: {
+        "name": name,
+        "dim": 8,
+        "dropout": 0.0,
+        **{field: 0.0 for field in model.Config.model_fields if field == "drop_path"},
+    }
+    for name, model in MODELS.items()
+}
+
+
+def configure(model="recgrela", **engine):
     return RunConfig.model_validate(
         {
-            "model": {"name": "recgrela", "dim": 8, "num_blocks": 2, "num_heads": 2, "dropout": 0.0, "drop_path": 0.0},
+            "model": SMALL[model],
             "train": {"learning_rate": 0.01, "clip_norm": 0.5, "weight_decay": 0.1},
             "engine": engine,
         }
@@ -93,10 +104,11 @@ def test_two_workers_learn_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_deepspeed_learns_what_torch_does_at_every_stage(tmp_path):
-    runs = {f"zero{stage}": (configure(name="deepspeed", zero_stage=stage), {}) for stage in range(4)}
+@pytest.mark.parametrize("model", list(MODELS))
+def test_deepspeed_learns_what_torch_does_at_every_stage(tmp_path, model):
+    runs = {f"zero{stage}": (configure(model, name="deepspeed", zero_stage=stage), {}) for stage in range(4)}
     outcomes = on_two_workers(tmp_path, runs)
-    expected = learn(configure(name="torch"))
+    expected = learn(configure(model, name="torch"))
     for outcome in outcomes.values():
         assert_same(expected, outcome)
 
@@ -135,7 +147,7 @@ def test_learning_rate_warms_up_and_then_falls_to_zero():
 
 
 def test_deepspeed_configuration_is_derived_and_extra_lies_over_it():
-    config = configure(name="deepspeed", zero_stage=2, extra={"zero_optimization": {"stage": 2, "overlap_comm": True}})
+    config = configure(name="deepspeed", zero_stage=2, extra={"zero_optimization": {"overlap_comm": True}})
     derived = deepspeed_config(config, torch.device("cpu"))
     assert derived["gradient_clipping"] == 0.5
     assert derived["zero_optimization"] == {"stage": 2, "overlap_comm": True}

@@ -126,18 +126,20 @@ def test_too_few_gpus_are_refused(ray):
     ("workers", "cores", "threads"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (8, 8, 1), (4, 2, 1), (1, 1, 1)]
 )
 def test_cores_are_divided_among_workers_and_each_gets_one_thread_at_least(workers, cores, threads):
-    assert threads_per_worker(ScaleConfig(workers=workers), cores) == threads
+    assert threads_per_worker(ScaleConfig(workers=workers), cores=cores) == threads
 
 
 def test_threads_that_are_asked_for_are_given():
-    assert threads_per_worker(ScaleConfig(workers=4, threads_per_worker=3), 2) == 3
+    assert threads_per_worker(ScaleConfig(workers=4, threads_per_worker=3), cores=2) == 3
 
 
 def test_this_machines_cores_are_the_default(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
     assert threads_per_worker(ScaleConfig(workers=2)) == 3
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert threads_per_worker(ScaleConfig()) == 1
+
+
+def test_workers_on_other_machines_take_no_cores():
+    assert threads_per_worker(ScaleConfig(workers=8), workers_here=2, cores=8) == 4
 
 
 def test_the_allocator_is_tuned_where_there_is_glibc_and_left_alone_elsewhere(monkeypatch):

@@ -158,6 +158,46 @@ def test_ray_reads_the_same_tables_in_the_same_order(local_ray, folder):
     assert all(one.cast(other.schema).equals(other) for one, other in zip(by_ray, directly, strict=True))
 
 
+def test_a_run_that_was_trained_but_not_ranked_is_only_ranked(undisturbed, folder):
+    before, log = json.loads(undisturbed.metrics_file.read_text()), undisturbed.path / "log.jsonl"
+    lines = len(log.read_text().splitlines())
+    undisturbed.metrics_file.unlink()
+    train(configure(folder, "undisturbed"))
+    after = json.loads(undisturbed.metrics_file.read_text())
+    assert after["splits"] == before["splits"]
+    assert after["training"]["best_epoch"] == before["training"]["best_epoch"]
+    assert [event for event in map(json.loads, log.read_text().splitlines()[lines:]) if event["kind"] == "step"] == []
+
+
+def test_fresh_starts_over_and_removes_nothing_but_a_run(undisturbed, folder):
+    config = configure(folder, "fresh", train__epochs=1)
+    first = train(config)
+    started_at = json.loads((first.path / "provenance.json").read_text())["started_at"]
+    again = train(config, fresh=True)
+    assert len(events(again, "validation")) == 1
+    assert json.loads((again.path / "provenance.json").read_text())["started_at"] >= started_at
+    (folder / "runs" / "mine").mkdir()
+    with pytest.raises(RunError, match=r"is no run, it has no config\.yaml"):
+        train(configure(folder, "mine"), fresh=True)
+    assert (folder / "runs" / "mine").is_dir()
+
+
+def test_a_run_does_not_go_on_with_other_data(undisturbed, folder):
+    run = RunDirectory(undisturbed.path)
+    with pytest.raises(RunError, match=r"was begun on data \w+, but the source now gives 0123"):
+        run.start(run.config(), "0123")
+
+
+def test_early_stopping_keeps_the_best_weights(local_ray, folder):
+    changes = {"train__learning_rate": 0.3, "train__warmup_steps": 0, "train__epochs": 8, "train__patience": 1}
+    run = train(configure(folder, "early", **changes))
+    scores = [event["validation/ndcg@10"] for event in events(run, "validation")]
+    record = json.loads(run.metrics_file.read_text())
+    assert len(scores) == record["training"]["epochs"]
+    assert record["training"]["best_epoch"] == 1 + int(np.argmax(scores))
+    assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(max(scores), abs=1e-9)
+
+
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(undisturbed, folder):
     assert train(configure(folder, "undisturbed")).path == undisturbed.path
     with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
@@ -182,8 +222,10 @@ def test_killed_after_an_epoch_and_started_again_equals_never_killed(folder, und
     killed.wait()
     run = RunDirectory(config.run_directory)
     assert not run.metrics_file.exists()
-    done = len(events(run, "validation"))
+    done, first_steps = len(events(run, "validation")), len(events(run, "step"))
     subprocess.run(command, env=environment, check=True, timeout=200, capture_output=True)
     assert json.loads(run.metrics_file.read_text())["splits"] == json.loads(whole.metrics_file.read_text())["splits"]
     assert Counter(event["epoch"] for event in events(run, "validation")).keys() == {1, 2, 3, 4}
     assert done < 4
+    resumed_at = min(event["epoch"] for event in events(run, "step")[first_steps:])
+    assert resumed_at > 1

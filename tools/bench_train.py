@@ -30,6 +30,7 @@ from raysrec.history import Batch
 from raysrec.losses import softmax_loss
 from raysrec.models import build_model
 from raysrec.objective import Objective
+from raysrec.optimizers import build_optimizers, set_learning_rate
 from raysrec.plan import plan
 from raysrec.prepare import prepare
 from raysrec.runtime import ray_session, threads_per_worker, tune_allocator
@@ -41,6 +42,7 @@ Measured = dict[str, float]
 def measure(config: RunConfig, prepared: str, how: str, steps: int, worker: int, num_workers: int) -> Measured:
     """Train for some steps; seconds by part, and targets of this worker."""
     tune_allocator()
+    torch.set_flush_denormal(True)
     torch.set_num_threads(threads_per_worker(config.scale))
     torch.manual_seed(config.train.seed)
     data = PreparedData.open(prepared)
@@ -73,8 +75,9 @@ def _endless(
 
 
 def _bare_step(objective: Objective, config: RunConfig) -> Any:
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=config.train.learning_rate, fused=True)
     model = objective.model
+    optimizers = build_optimizers(model, config.train)
+    set_learning_rate(optimizers, config.train.learning_rate)
 
     def step(batches: list[Batch], seconds: Measured) -> None:
         clock = _Clock(seconds)
@@ -86,8 +89,9 @@ def _bare_step(objective: Objective, config: RunConfig) -> Any:
             clock.tick("loss and its gradient")
             loss.backward()
             clock.tick("encoder, backward")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         clock.tick("optimizer")
 
     return step
@@ -168,18 +172,21 @@ def _run_in_ray(arguments: dict[str, Any]) -> None:
 def main(arguments: Any) -> None:
     """Measure and print two tables: targets a second by driver, and parts of the bare step."""
     config = load(arguments.config, arguments.overrides)
+    rows = [how for how in arguments.rows.split(",") if not ("deepspeed" in how and config.train.optimizer == "muon")]
     data = prepare(config.data)
     prepared = str(data.directory.resolve())
     print(plan(config, data), end="\n\n", flush=True)
-    found: dict[str, list[list[Measured]]] = {how: [] for how in arguments.rows.split(",")}
+    found: dict[str, list[list[Measured]]] = {how: [] for how in rows}
     with ray_session(config.scale):
         for _ in range(arguments.rounds):
             for how, rounds in found.items():
                 rounds.append(once(config, prepared, how, arguments.steps))
     rates = {how: statistics.median(_rate(workers) for workers in rounds) for how, rounds in found.items()}
     waits = {how: statistics.median(_share(workers, "data") for workers in rounds) for how, rounds in found.items()}
-    rows = [[how, f"{rate:,.0f}", f"{rates['bare'] / rate:.2f}x", f"{waits[how]:.1%}"] for how, rate in rates.items()]
-    print(tabulate(rows, headers=["driven by", "targets/s", "time of a bare step", "data wait"], disable_numparse=True))
+    lines = [[how, f"{rate:,.0f}", f"{rates['bare'] / rate:.2f}x", f"{waits[how]:.1%}"] for how, rate in rates.items()]
+    print(
+        tabulate(lines, headers=["driven by", "targets/s", "time of a bare step", "data wait"], disable_numparse=True)
+    )
     print()
     parts = [part for part in found["bare"][0][0] if part not in ("whole", "targets")]
     shares = [[part, f"{statistics.median(_share(w, part) for w in found['bare']):.1%}"] for part in parts]

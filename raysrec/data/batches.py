@@ -55,8 +55,8 @@ class HeldOut:
     history: History
     targets: torch.Tensor
     """Item ids [B]."""
-    seen: torch.Tensor
-    """Pairs (row, item) of everything the user had before, also beyond `max_length` [E 2]."""
+    seen: torch.Tensor | None
+    """Pairs (row, item) of everything the user had before, also beyond `max_length` [E 2]; None if not asked for."""
     lengths: IntArray
     """Interactions before the target, not cut to `max_length` [B]."""
 
@@ -118,7 +118,9 @@ def collate(histories: Histories, windows: Windows) -> Batch:
     return Batch(_history(histories, windows, positions, real), torch.from_numpy(np.where(learns, following, 0)))
 
 
-def held_out_batches(histories: Histories, *, from_end: int, max_length: int, batch_tokens: int) -> Iterator[HeldOut]:
+def held_out_batches(
+    histories: Histories, *, from_end: int, max_length: int, batch_tokens: int, with_seen: bool
+) -> Iterator[HeldOut]:
     """Each user once, the item at `from_end` (1 is the last) to be ranked given everything before it.
 
     The batches depend on the histories alone, so that a score does not depend on who computes it.
@@ -132,7 +134,7 @@ def held_out_batches(histories: Histories, *, from_end: int, max_length: int, ba
             users=histories.users[rows],
             history=_history(histories, windows, positions, real),
             targets=torch.from_numpy(histories.items[histories.offsets[rows] + stops[rows]]),
-            seen=_seen(histories, rows, stops[rows]),
+            seen=_seen(histories, rows, stops[rows]) if with_seen else None,
             lengths=stops[rows],
         )
 

@@ -15,7 +15,8 @@ from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
 from raysrec.data.catalog import PreparedData
 from raysrec.data.order import deal_row_groups, pools, reading_order, share_of_worker, streams_of_worker
-from raysrec.data.reading import Reader
+from raysrec.data.reading import Reader, read_directly
+from raysrec.data.windows import num_training_positions
 from raysrec.history import Batch
 
 STEPS_AHEAD = 16
@@ -46,6 +47,14 @@ def epoch_steps(
         yield [batch for part in parts for batch in part]
 
 
+def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:
+    """How many targets an epoch learns from: all of the data's, unless only the last window of each user is read."""
+    if config.train.supervision == "last_position" or config.train.windows != "last":
+        return data.manifest.num_targets
+    lengths = (Histories.of([table]).lengths for table in read_directly(data.row_groups()))
+    return sum(int(np.minimum(num_training_positions(part), config.model.max_length).sum()) for part in lengths)
+
+
 def held_out(
     data: PreparedData, config: RunConfig, read: Reader, *, from_end: int, worker: int, num_workers: int
 ) -> Iterator[HeldOut]:
@@ -58,12 +67,14 @@ def held_out(
             from_end=from_end,
             max_length=config.model.max_length,
             batch_tokens=config.evaluate.batch_tokens,
+            with_seen=config.evaluate.exclude_seen,
         )
 
 
 def _stream_steps(
     data: PreparedData, config: RunConfig, feed: "_Feed", local: int, order: Sequence[int], *, seed: list[int]
 ) -> Iterator[list[Batch]]:
+    """One stream of an epoch, pool after pool; `local` is its number among the streams of this worker."""
     sizes = [data.row_groups()[group].interactions for group in order]
     for number, pool in enumerate(pools(sizes, config.data.shuffle_interactions)):
         yield from training_batches(
@@ -83,6 +94,7 @@ class _Feed:
         self._waiting: dict[int, deque[pa.Table]] = {}
 
     def next_table(self, stream: int) -> pa.Table:
+        """The stream's next row group; those of other streams that arrive before it wait for their turn."""
         while not self._waiting.get(stream):
             owner, table = next(self._arriving)
             self._waiting.setdefault(owner, deque()).append(table)

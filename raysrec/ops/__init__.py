@@ -1,6 +1,7 @@
 """Operators along a history: each a slow obvious reference, a fast path in torch, and CUDA where installed."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.metadata import version
 
 
 def kernels(device: str) -> dict[str, str]:
@@ -14,6 +15,7 @@ def kernels(device: str) -> dict[str, str]:
 
 def _library(package: str) -> str:
     try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"torch ({package} is not installed)"
+        import_module(package.replace("-", "_"))
+    except ImportError as error:
+        return f"torch ({package}: {error})"
+    return f"{package} {version(package)}"

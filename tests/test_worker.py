@@ -1,0 +1,52 @@
+import pytest
+
+from raysrec.checkpoint import TrainingState
+from raysrec.config import RunConfig
+from raysrec.worker import _advance, _dropout_seed
+
+
+def configure(**train):
+    return RunConfig.model_validate({"model": {"name": "recgrela"}, "train": train})
+
+
+def run_through(config, scores):
+    """The states after epochs with these validation scores; None where an epoch is not validated."""
+    states = [TrainingState()]
+    for epoch, score in enumerate(scores, start=1):
+        seen = None if score is None else {"ndcg@10": score}
+        states.append(_advance(states[-1], config, 10 * epoch, seen, float(epoch)))
+    return states[1:]
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_score():
+    states = run_through(configure(epochs=9, patience=5), [0.1, 0.3, 0.2, 0.3])
+    assert [state.best_epoch for state in states] == [1, 2, 2, 2]
+    assert states[-1].best_score == 0.3
+    assert states[-1].best_elapsed_s == 2.0
+    assert states[-1].step == 40
+
+
+def test_training_stops_when_patience_has_run_out():
+    states = run_through(configure(epochs=9, patience=2), [0.3, 0.2, 0.1])
+    assert [state.finished for state in states] == [False, False, True]
+
+
+def test_a_better_score_restores_patience():
+    states = run_through(configure(epochs=9, patience=2), [0.3, 0.2, 0.4, 0.1])
+    assert [state.worse_in_a_row for state in states] == [0, 1, 0, 1]
+
+
+def test_epochs_without_validation_cost_no_patience():
+    states = run_through(configure(epochs=9, patience=1, validate_every=2), [None, 0.3, None, None])
+    assert [state.finished for state in states] == [False] * 4
+
+
+def test_training_ends_after_the_last_epoch():
+    assert [state.finished for state in run_through(configure(epochs=2), [0.1, 0.2])] == [False, True]
+
+
+@pytest.mark.parametrize("other", [(1, 5, 0), (0, 6, 0), (0, 5, 1)])
+def test_dropout_differs_by_seed_step_and_worker_and_repeats(other):
+    assert _dropout_seed(0, 5, 0) == _dropout_seed(0, 5, 0)
+    assert _dropout_seed(0, 5, 0) != _dropout_seed(*other)
+    assert 0 <= _dropout_seed(*other) < 2**63
