@@ -37,12 +37,13 @@ def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") 
     names = [name for _, record in finished for name in record["splits"][split]["model"]]
     k = shown_cutoff(name for name in names if not name.startswith("coverage"))
     metrics = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", "coverage@10"]
-    finished.sort(key=lambda pair: (pair[1]["data"], -(_score(pair[1], split, f"ndcg@{k}") or 0.0)))
+    finished.sort(key=lambda pair: (_ranked_on(pair[1]), -(_score(pair[1], split, f"ndcg@{k}") or 0.0)))
     rows: list[list[str]] = []
-    for data, group in groupby(finished, key=lambda pair: pair[1]["data"]):
+    for data, group in groupby(finished, key=lambda pair: _ranked_on(pair[1])):
         runs = list(group)
         for run, record in runs:
-            rows.append([*_row(run, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
+            name = run + _other_rule(record)
+            rows.append([*_row(name, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
         rows.append(_row(f"popularity ({data})", runs[0][1]["splits"][split], "popularity", metrics))
     rows += [[run, "not finished"] for run, record in records if not record]
     headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
@@ -52,6 +53,15 @@ def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") 
 def _record(path: Path) -> Record | None:
     run = RunDirectory.open(path)
     return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None
+
+
+def _ranked_on(record: Record) -> str:
+    """Which data and by which rule: only runs that agree on both are compared with one popularity row."""
+    return str(record["data"]) + _other_rule(record)
+
+
+def _other_rule(record: Record) -> str:
+    return ", seen items left out" if record["evaluate"]["exclude_seen"] else ""
 
 
 def _score(record: Record, split: str, metric: str) -> float | None:

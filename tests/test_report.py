@@ -28,7 +28,7 @@ def at(k, ndcg):
 def run(tmp_path):
     """A run's directory; finished if it has a score."""
 
-    def make(name, ndcg=None, data="ml-1m", ks=(5, 10), workers=2):
+    def make(name, ndcg=None, data="ml-1m", ks=(5, 10), workers=2, exclude_seen=False):
         directory = RunDirectory(tmp_path / name)
         directory.start(validate({"model": {"name": "recgrela"}}), "fingerprint")
         if ndcg is not None:
@@ -41,7 +41,14 @@ def run(tmp_path):
             }  # fmt: skip
             splits = {"validation": validation, "test": test}
             directory.save_metrics(
-                {"data": data, "model": "recgrela", "prepared": "prepared/x", "training": training, "splits": splits}
+                {
+                    "data": data,
+                    "model": "recgrela",
+                    "prepared": "prepared/x",
+                    "training": training,
+                    "evaluate": {"exclude_seen": exclude_seen},
+                    "splits": splits,
+                }
             )
         return directory.path
 
@@ -152,3 +159,13 @@ def test_the_record_is_read_and_not_changed(run):
     before = json.loads((path / "metrics.json").read_text())
     table([path])
     assert json.loads((path / "metrics.json").read_text()) == before
+
+
+def test_runs_ranked_by_another_rule_stand_apart(run):
+    paths = [run("papers", 0.18), run("strict", 0.2, exclude_seen=True)]
+    assert [row[0] for row in cells(table(paths, style="github"))[1:]] == [
+        "papers",
+        "popularity (ml-1m)",
+        "strict, seen items left out",
+        "popularity (ml-1m, seen items left out)",
+    ]
