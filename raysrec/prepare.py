@@ -36,8 +36,10 @@ from raysrec.data.catalog import (
     write_catalog,
     write_histories,
 )
+from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
-from raysrec.data.sources import TIME_RULE, Interactions, SourceError, format_of, read, separator_of, source_files
+from raysrec.data.interactions import TIME_RULE, Interactions
+from raysrec.data.sources import format_of, read, separator_of, source_files
 
 VERSION = 1
 """Changes when the same source and rules give other histories; part of every fingerprint."""

@@ -16,7 +16,7 @@ from raysrec import prepare as verb
 from raysrec.command_line import config_parser, run_verb
 from raysrec.config import DataConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.sources import SourceError
+from raysrec.data.files import SourceError
 from raysrec.prepare import find_prepared, prepare, summary
 
 ROOT = Path(__file__).parent.parent
