@@ -26,20 +26,12 @@ from pyarrow import fs
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig
 from raysrec.data import synthetic
-from raysrec.data.catalog import (
-    FORMAT_VERSION,
-    Histories,
-    Manifest,
-    PreparedData,
-    PreparedDataError,
-    Source,
-    write_catalog,
-    write_histories,
-)
+from raysrec.data.catalog import FORMAT_VERSION, Manifest, PreparedData, PreparedDataError, Source
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
 from raysrec.data.interactions import TIME_RULE, Interactions
 from raysrec.data.sources import format_of, read, separator_of, source_files
+from raysrec.data.writing import Histories, write_catalog, write_histories
 
 VERSION = 1
 """Changes when the same source and rules give other histories; part of every fingerprint."""

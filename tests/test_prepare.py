@@ -196,7 +196,7 @@ def test_an_error_while_writing_leaves_nothing(config, monkeypatch):
 
 KILLED_AT = (
     "raysrec.prepare.write_catalog",  # before the first file
-    "raysrec.data.catalog.RowGroupSize",  # within a file of histories
+    "raysrec.data.writing.RowGroupSize",  # within a file of histories
     "raysrec.prepare.count_ties",  # when only the manifest is missing
     "raysrec.prepare._rename",  # when only the name is missing
 )
