@@ -23,8 +23,9 @@ from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.loader import held_out
 from raysrec.data.reading import Reader, read_directly
 from raysrec.history import last_states
+from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
-from raysrec.ranking import RankSums, rank_of_target, top_items
+from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.runtime import ray_session, threads_per_worker
 

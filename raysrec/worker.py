@@ -21,10 +21,10 @@ from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import read_with_ray
 from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate
 from raysrec.evaluate import validation_sums
+from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import Objective
 from raysrec.ops import kernels
-from raysrec.ranking import RankSums
 from raysrec.runtime import threads_per_worker, tune_allocator
 
 LOG_EVERY_S = 1.0

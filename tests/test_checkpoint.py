@@ -51,7 +51,8 @@ def test_the_config_of_a_run_is_whole_and_in_the_order_of_the_schema(run):
     assert list(written) == list(type(configure()).model_fields)
 
 
-def test_provenance_says_where_a_run_comes_from(run, monkeypatch):
+def test_provenance_says_where_a_run_comes_from(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "new")
     monkeypatch.setattr(sys, "argv", ["raysrec.train", "--config", "a.yaml"])
     run.start(configure(), "fedcba9876543210")
     provenance = json.loads((run.path / "provenance.json").read_text())
@@ -182,3 +183,12 @@ def test_a_training_state_survives_json_to_the_last_bit(state):
 
 def test_training_begins_before_any_epoch_with_a_score_that_every_other_beats():
     assert TrainingState() == TrainingState(epoch=0, step=0, best_score=-1.0, best_epoch=0, finished=False)
+
+
+def test_a_run_that_goes_on_keeps_what_it_was_begun_with(run):
+    begun = (run.path / "provenance.json").read_text()
+    fingerprint = json.loads(begun)["data_fingerprint"]
+    run.start(configure(), fingerprint)
+    assert (run.path / "provenance.json").read_text() == begun
+    with pytest.raises(RunError, match=f"was begun on data {fingerprint}, but the source now gives other"):
+        run.start(configure(), "other")

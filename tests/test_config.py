@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raysrec.checkpoint import RunDirectory
-from raysrec.command_line import load, validate
+from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig, RunConfig
 from raysrec.models import MODELS
 
@@ -28,7 +28,7 @@ configs = st.builds(
             "data": {"user_interactions": chosen["interval"], "name": chosen["name"]},
             "train": {"learning_rate": chosen["rate"], "supervision": "last_position", "epochs": chosen["epochs"]},
             "evaluate": {"ks": chosen["ks"], "metric": f"mrr@{chosen['ks'][0]}"},
-            "engine": {"extra": chosen["extra"]},
+            "engine": {"name": "deepspeed", "extra": chosen["extra"]},
         }
     ),
     model=st.sampled_from(sorted(MODELS)),
@@ -180,3 +180,25 @@ def test_a_paper_overlay_leaves_the_data_as_it_is():
         assert all(
             shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela")
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "engine.extra.wall_clock_breakdown=true",
+            "engine.extra is DeepSpeed's, and engine.name=torch would ignore it",
+        ),
+        ("train.optimizer=muon engine.name=deepspeed", "train.optimizer=muon needs whole matrices"),
+        ("train.supervision=last_position train.windows=overlap", "train.windows=overlap is how rows are cut"),
+        (
+            "engine.name=deepspeed engine.extra.zero_optimization.stage=2",
+            "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(override, message):
+    with pytest.raises(ConfigError) as refused:
+        load([], ["model.name=recgrela", *override.split()])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -15,8 +15,9 @@ import pytest
 from raysrec import prepare as verb
 from raysrec.command_line import config_parser, run_verb
 from raysrec.config import DataConfig
+from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData
-from raysrec.data.sources import SourceError
+from raysrec.data.files import SourceError
 from raysrec.prepare import find_prepared, prepare, summary
 
 ROOT = Path(__file__).parent.parent
@@ -148,28 +149,6 @@ def test_what_is_there_is_reused_and_what_is_broken_made_again(config, monkeypat
     assert os.listdir(settings.prepared) == [data.directory.name]
 
 
-@pytest.mark.parametrize(
-    ("settings", "same"),
-    [
-        ({}, True),
-        ({"name": "another"}, True),
-        ({"num_streams": 2}, True),
-        ({"format": "recbole"}, True),
-        ({"user_interactions": "[3, inf)"}, True),
-        ({"user_interactions": "[4,inf)"}, False),
-        ({"item_interactions": "[1,99]"}, False),
-    ],
-)
-def test_the_fingerprint_changes_with_what_matters(config, settings, same):
-    lines = [("u", item, 0) for item in "abcd"]
-    assert (prepare(config(lines)).directory == prepare(config(lines, **settings)).directory) == same
-
-
-def test_the_fingerprint_changes_with_the_source(config):
-    first = prepare(config([("u", item, 0) for item in "abcd"]))
-    assert prepare(config([("u", item, 1) for item in "abcd"])).directory != first.directory
-
-
 def test_a_source_that_changes_while_it_is_read_is_refused(config, monkeypatch):
     settings = config([("u", item, 0) for item in "abc"])
 
@@ -196,9 +175,9 @@ def test_an_error_while_writing_leaves_nothing(config, monkeypatch):
 
 KILLED_AT = (
     "raysrec.prepare.write_catalog",  # before the first file
-    "raysrec.data.catalog.RowGroupSize",  # within a file of histories
+    "raysrec.data.writing.RowGroupSize",  # within a file of histories
     "raysrec.prepare.count_ties",  # when only the manifest is missing
-    "raysrec.prepare._rename",  # when only the name is missing
+    "raysrec.data.publishing._rename",  # when only the name is missing
 )
 
 # One process per moment, forked from one that has imported all; each stops where it is to be killed.
@@ -230,7 +209,7 @@ def test_killed_at_any_moment_nothing_looks_whole(config, tmp_path):
             starter.stdin.write(f"{moment} {settings.model_dump_json()}\n")
             started = int(starter.stdout.readline())
             # While it lives, its work is left alone.
-            verb._sweep(Path(settings.prepared))
+            publishing.sweep(Path(settings.prepared))
             assert len(os.listdir(settings.prepared)) == 1
             os.kill(started, signal.SIGKILL)
             assert find_prepared(settings) is None
@@ -250,13 +229,13 @@ def wait_until_gone(process):
 def test_two_at_once_do_not_break_each_other(config, monkeypatch):
     settings = config([(f"u{n % 17}", f"i{n * n % 31}", n) for n in range(1000)])
     both_have_written = threading.Barrier(2, timeout=30)
-    rename = verb._rename
+    rename = publishing._rename
 
-    def wait_and_rename(scratch, folder):
+    def wait_and_rename(*arguments):
         both_have_written.wait()
-        rename(scratch, folder)
+        rename(*arguments)
 
-    monkeypatch.setattr(verb, "_rename", wait_and_rename)
+    monkeypatch.setattr(publishing, "_rename", wait_and_rename)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(prepare, [settings, settings])
     assert first == second == PreparedData.open(first.directory)

@@ -157,6 +157,7 @@ def test_a_bar_shows_steps_in_place_and_prints_the_rest_above(monkeypatch):
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_put_before_the_end_is_recorded_and_shown(tmp_path, monkeypatch, capsys, fails):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda result: result))
+    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace(RayError=ConnectionError))
     monkeypatch.setattr(progress, "POLL_S", 0.01)
     mailbox = Mailbox()
     handle = SimpleNamespace(take=SimpleNamespace(remote=mailbox.take))

@@ -1,0 +1,71 @@
+"""What a prepared data set is named by: a fingerprint of its source's bytes and of every rule that matters.
+
+The same fingerprint means the same data, so whoever asks for it again can take what lies there.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from pyarrow import fs
+
+from raysrec.config import DataConfig
+from raysrec.data import synthetic
+from raysrec.data.catalog import FORMAT_VERSION, Source
+from raysrec.data.sources import format_of, separator_of, source_files
+
+VERSION = 1
+"""Changes when `prepare.py` makes other histories of the same source and rules; part of every fingerprint."""
+
+
+def hash_source(config: DataConfig) -> Source:
+    """Name, size and SHA-256 of the source as it lies on disk; of its settings for the embedded source.
+
+    Raises:
+        SourceError: There is no such file.
+    """
+    if format_of(config) == "synthetic":
+        settings = f"{synthetic.VERSION} {config.synthetic.model_dump_json()}"
+        return Source(path="synthetic", bytes=0, sha256=hashlib.sha256(settings.encode()).hexdigest())
+    filesystem, paths = source_files(config)
+    sizes, digests = zip(*(_hash_file(filesystem, path) for path in paths), strict=True)
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return Source(path=config.source, bytes=sum(sizes), sha256=whole)
+
+
+def fingerprint_of(config: DataConfig, source: Source) -> str:
+    """Sixteen hexadecimal digits over all that decides the prepared data: the source's bytes and the rules.
+
+    The name of the data set, the place of the source and the layout of an epoch do not count.
+    """
+    intervals = config.user_interactions, config.item_interactions
+    rules: dict[str, Any] = {
+        "version": [VERSION, FORMAT_VERSION],
+        "source": source.sha256,
+        "format": (kind := format_of(config)),
+        "intervals": [[interval.low, str(interval.high)] for interval in intervals],
+    }
+    if kind in ("csv", "parquet"):
+        rules["columns"] = config.columns.model_dump()
+    if kind == "csv":
+        rules["separator"] = separator_of(config)
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stamp_of(config: DataConfig) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file of the source: other before and after reading, if it was written to.
+
+    Raises:
+        SourceError: There is no such file.
+    """
+    filesystem, paths = source_files(config)
+    return [(info.path, info.size, info.mtime_ns) for info in filesystem.get_file_info(paths)]
+
+
+def _hash_file(filesystem: fs.FileSystem, path: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
