@@ -1,0 +1,34 @@
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_first_screen_shows_the_two_commands():
+    first_block = re.search(r"(?:^    .*\n)+", README, re.M)
+    assert first_block is not None
+    assert re.findall(r"tools/\w+", first_block[0]) == ["tools/quickstart", "tools/check"]
+    assert README[: first_block.end()].count("\n") < 15
+
+
+def test_the_map_names_every_file_and_no_other():
+    tree = README.split("## What is in which file")[1].split("\n## ")[0]
+    named = set(re.findall(r"[\w/]+\.py", tree.split("raysrec/\n")[1])) - {"test_models.py"}
+    there = {path.name for path in (ROOT / "raysrec").rglob("*.py") if path.name != "__init__.py"}
+    assert named == there
+    assert set(re.findall(r"bench_\w+\.py", tree)) == {path.name for path in (ROOT / "tools").glob("bench_*.py")}
+
+
+@pytest.mark.parametrize("page", ["README.md", "configs/README.md", "raysrec/models/README.md"])
+def test_files_that_are_mentioned_exist(page):
+    text = (ROOT / page).read_text()
+    mentioned = set(re.findall(r"(?<![\w/.])(?:configs|tools|tests)/[\w/.-]+\.(?:yaml|py|md)", text))
+    assert {name for name in mentioned if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "configs/README.md"])
+def test_no_number_is_still_to_be_filled_in(page):
+    assert re.findall(r"\b[A-Z]+_[A-Z_]+\b", re.sub(r"`[^`]*`", "", (ROOT / page).read_text())) == []
