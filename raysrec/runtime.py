@@ -6,6 +6,7 @@ environment wins.
 
 import contextlib
 import ctypes
+import importlib
 import logging
 import os
 import tempfile
@@ -77,8 +78,10 @@ def ray_session(scale: ScaleConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    for library in ("data", "train"):
+        # After the import, which sets the level itself.
+        importlib.import_module(f"ray.{library}")
+        logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
     environment = {name: os.environ[name] for name in [*SETTINGS, *LOCAL_SETTINGS] if name in os.environ}
     ray.init(**_start_arguments(scale, local=local), runtime_env={"env_vars": environment}, logging_level=logging.ERROR)
     try:

@@ -1,18 +1,10 @@
 """The main job on a real Ray on this machine: trained, ranked, killed, resumed, with one, two and three workers."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import nest, overlay, validate
@@ -202,30 +194,3 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(undi
     assert train(configure(folder, "undisturbed")).path == undisturbed.path
     with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
         train(configure(folder, "undisturbed", train__epochs=4))
-
-
-@pytest.mark.timeout(400)
-def test_killed_after_an_epoch_and_started_again_equals_never_killed(folder, undisturbed):
-    config = configure(folder, "killed", engine__name="deepspeed", train__epochs=4)
-    whole = train(configure(folder, "whole", engine__name="deepspeed", train__epochs=4))
-    file = folder / "killed.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "raysrec.train", "--config", str(file)]
-    environment = {**os.environ, "RAY_TMPDIR": str(Path("/tmp") / f"raysrec-{os.getpid()}")}
-    environment.pop("RAY_ADDRESS", None)
-    killed = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    snapshot = config.run_directory / "checkpoints"
-    deadline = time.monotonic() + 150
-    while not list(snapshot.glob("epoch_00002/state.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    run = RunDirectory(config.run_directory)
-    assert not run.metrics_file.exists()
-    done, first_steps = len(events(run, "validation")), len(events(run, "step"))
-    subprocess.run(command, env=environment, check=True, timeout=200, capture_output=True)
-    assert json.loads(run.metrics_file.read_text())["splits"] == json.loads(whole.metrics_file.read_text())["splits"]
-    assert Counter(event["epoch"] for event in events(run, "validation")).keys() == {1, 2, 3, 4}
-    assert done < 4
-    resumed_at = min(event["epoch"] for event in events(run, "step")[first_steps:])
-    assert resumed_at > 1
