@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from raysrec.checkpoint import RunDirectory, RunError
@@ -21,6 +22,7 @@ from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.loader import held_out
+from raysrec.data.order import share_of_worker
 from raysrec.data.reading import Reader, read_directly
 from raysrec.history import last_states
 from raysrec.metrics import RankSums
@@ -61,7 +63,7 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
     """
     ranks, recommended = _rank_with_ray(run, data, config)
     metrics = {
-        split: _scores(ranks.filter(pa.compute.equal(ranks["split"], split)), recommended[split], config, data)
+        split: _scores(ranks.filter(pc.equal(ranks["split"], split)), recommended[split], config, data)
         for split in FROM_END
     }
     run.save_ranks(ranks)
@@ -73,12 +75,10 @@ def validation_sums(
 ) -> RankSums:
     """This worker's share of the validation ranks, as sums to be added over workers."""
     device = next(model.parameters()).device
-    ranks = [
-        _ranks(model, batch, config, device)[0]
-        for batch in held_out(
-            data, config, read, from_end=FROM_END["validation"], worker=worker, num_workers=num_workers
-        )
-    ]
+    groups = data.row_groups()
+    mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
+    batches = held_out(read(mine), config, from_end=FROM_END["validation"])
+    ranks = [_ranks(model, batch, config, device)[0] for batch in batches]
     return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
 
 
@@ -88,9 +88,7 @@ def rank_row_groups(
     """Rank the held-out item of every user in these row groups, by the model and by popularity."""
     device = next(model.parameters()).device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
-    for batch in held_out(
-        data, config, lambda _: read_directly(groups), from_end=FROM_END[split], worker=0, num_workers=1
-    ):
+    for batch in held_out(read_directly(groups), config, from_end=FROM_END[split]):
         ranks, states = _ranks(model, batch, config, device)
         seen = None if batch.seen is None else batch.seen.to(device)
         flat = torch.ones(len(batch.users), 1, device=device)

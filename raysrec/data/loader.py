@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
 from raysrec.data.catalog import PreparedData
-from raysrec.data.order import deal_row_groups, pools, reading_order, share_of_worker, streams_of_worker
+from raysrec.data.order import deal_row_groups, pools, reading_order, streams_of_worker
 from raysrec.data.reading import Reader, read_directly
 from raysrec.data.windows import num_training_positions
 from raysrec.history import Batch
@@ -55,13 +55,9 @@ def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:
     return sum(int(np.minimum(num_training_positions(part), config.model.max_length).sum()) for part in lengths)
 
 
-def held_out(
-    data: PreparedData, config: RunConfig, read: Reader, *, from_end: int, worker: int, num_workers: int
-) -> Iterator[HeldOut]:
-    """A worker's share of the users to rank; together the workers have each user exactly once."""
-    groups = data.row_groups()
-    mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
-    for table in read(mine):
+def held_out(tables: Iterable[pa.Table], config: RunConfig, *, from_end: int) -> Iterator[HeldOut]:
+    """The users of these row groups with the item to be ranked, in batches that depend on the row group alone."""
+    for table in tables:
         yield from held_out_batches(
             Histories.of([table]),
             from_end=from_end,
