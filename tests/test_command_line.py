@@ -156,7 +156,11 @@ def test_later_files_and_overrides_win_key_by_key(base, file):
         ("data.separator=,", lambda c: c.data.separator, ","),
         ("data.source=s3://bucket/a=b.csv", lambda c: c.data.source, "s3://bucket/a=b.csv"),
         ("storage.name='2024'", lambda c: c.storage.name, "2024"),
-        ("engine.extra={zero_optimization: {stage: 2}}", lambda c: c.engine.extra, {"zero_optimization": {"stage": 2}}),
+        (
+            "engine={name: deepspeed, extra: {zero_optimization: {overlap_comm: true}}}",
+            lambda c: c.engine.extra,
+            {"zero_optimization": {"overlap_comm": True}},
+        ),
         ("engine.extra.a.b=1", lambda c: c.engine.extra, {"a": {"b": 1}}),
     ],
 )
