@@ -161,7 +161,7 @@ def test_later_files_and_overrides_win_key_by_key(base, file):
             lambda c: c.engine.extra,
             {"zero_optimization": {"overlap_comm": True}},
         ),
-        ("engine.extra.a.b=1", lambda c: c.engine.extra, {"a": {"b": 1}}),
+        ("engine={name: deepspeed, extra: {a: {b: 1}}}", lambda c: c.engine.extra, {"a": {"b": 1}}),
     ],
 )
 def test_the_value_of_an_override_is_read_as_yaml(base, override, read, expected):
@@ -249,7 +249,7 @@ def test_keys_of_another_model_are_refused_with_its_name():
         (
             ["data.user_interactions='[2,inf)'"],
             "data.user_interactions=[2,inf) keeps users with fewer than 3 interactions, but each user needs one to "
-            "learn from, one to validate and one to test; start the interval at 3 or more",
+            "begin with, one to validate and one to test; start the interval at 3 or more",
         ),
         (
             ["evaluate.ks=[5, 20]"],
