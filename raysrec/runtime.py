@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raysrec.config import ScaleConfig
+from raysrec.data.reading import READING_CPUS
 
 SETTINGS: dict[str, str] = {
     # ray.data.read_parquet would start 32 actors at every execution to read footers: 8-12 s on two cores.
@@ -105,6 +106,16 @@ def wants_gpu(scale: ScaleConfig) -> bool:
             "lower scale.workers or set scale.device=cpu"
         )
     return scale.device != "cpu" and gpus >= scale.workers
+
+
+def missing_cpus(scale: ScaleConfig) -> float:
+    """CPUs that the cluster lacks for the workers and one reading task beside them; call inside `ray_session`.
+
+    With any missing, training waits until an autoscaler adds a node, and without one for ever.
+    """
+    import ray
+
+    return max(0.0, scale.workers + READING_CPUS - float(ray.cluster_resources().get("CPU", 0)))
 
 
 def tune_allocator() -> None:

@@ -20,7 +20,7 @@ from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import Mailbox, shown
 from raysrec.report import print_runs
-from raysrec.runtime import ray_session, wants_gpu
+from raysrec.runtime import missing_cpus, ray_session, wants_gpu
 from raysrec.worker import train_worker
 
 
@@ -82,6 +82,10 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     mailbox_name = f"raysrec-mailbox-{run.path.resolve()}"
     mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
     use_gpu = wants_gpu(config.scale)
+    if missing := missing_cpus(config.scale):
+        print(
+            f"the cluster lacks {missing:g} CPUs for scale.workers={config.scale.workers} and reading; waiting for nodes"
+        )
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

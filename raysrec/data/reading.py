@@ -16,6 +16,9 @@ COLUMNS = ["user", "items", "times"]
 READ_INTERACTIONS = 1_000_000
 """Interactions that one Ray task reads at least: below this, starting the task costs more than reading."""
 
+READING_CPUS = 0.5
+"""What such a task asks Ray for: it mostly waits for storage."""
+
 Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
 
@@ -38,7 +41,7 @@ def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         return
     work = [{"paths": [str(g.path) for g in unit], "indices": [g.index for g in unit]} for unit in units]
     tables = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        _read_unit, batch_size=None, batch_format="numpy", num_cpus=0.5
+        _read_unit, batch_size=None, batch_format="numpy", num_cpus=READING_CPUS
     )
     # The order is part of the result: batches must not depend on which task ends first.
     tables.context.execution_options.preserve_order = True
