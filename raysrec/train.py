@@ -83,9 +83,7 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
     use_gpu = wants_gpu(config.scale)
     if missing := missing_cpus(config.scale):
-        print(
-            f"the cluster lacks {missing:g} CPUs for scale.workers={config.scale.workers} and reading; waiting for nodes"
-        )
+        print(f"the cluster lacks {missing:g} CPUs for {config.scale.workers} workers and reading; waiting for nodes")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
