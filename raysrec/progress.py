@@ -1,7 +1,8 @@
 """What a person sees of a training, and what is kept of it: a bar, `log.jsonl` and TensorBoard files.
 
 Worker 0 sends events to a mailbox (a Ray actor); the driver takes them out, shows them and writes them down. The
-workers need no file system in common with the driver, and one bar stands for all of them.
+workers need no file system in common with the driver, and one bar stands for all of them. What lies in the mailbox
+when the driver is killed is lost from the log (half a second of it), and from nothing else.
 """
 
 import contextlib

@@ -68,4 +68,5 @@ def test_killed_after_an_epoch_and_started_again_equals_never_killed(tmp_path):
     subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=250)
     assert json.loads(run.metrics_file.read_text())["splits"] == json.loads(whole.metrics_file.read_text())["splits"]
     assert min(event["epoch"] for event in events(run, "step")[steps_before:]) > 1
-    assert {event["epoch"] for event in events(run, "validation")} == {1, 2, 3, 4}
+    # What lay in the mailbox when the driver was killed is lost from the log, and from nothing else.
+    assert {3, 4} <= {event["epoch"] for event in events(run, "validation")}
