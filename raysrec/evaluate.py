@@ -40,6 +40,9 @@ COVERAGE_K = 10
 UNITS_PER_WORKER = 8
 """Blocks of row groups that each worker ranks: enough that the workers end at about the same time."""
 
+UNLIMITED_STREAMS = f"data.num_streams={2**20}"
+"""Streams bound the workers of a training; ranking has none, and any number of workers."""
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -212,7 +215,7 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: P
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
-    config = load([run.config_file], _only_ranking(arguments.overrides))
+    config = load([run.config_file], [*_only_ranking(arguments.overrides), UNLIMITED_STREAMS])
     if not run.metrics_file.is_file():
         raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
     record = json.loads(run.metrics_file.read_text())
