@@ -249,4 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    # Ray's tasks find functions by the name of their module, which `__main__` is not.
+    from raysrec import evaluate as module
+
+    run_verb(module.main, _parser())

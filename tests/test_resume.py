@@ -70,3 +70,18 @@ def test_killed_after_an_epoch_and_started_again_equals_never_killed(tmp_path):
     assert min(event["epoch"] for event in events(run, "step")[steps_before:]) > 1
     # What lay in the mailbox when the driver was killed is lost from the log, and from nothing else.
     assert {3, 4} <= {event["epoch"] for event in events(run, "validation")}
+
+
+def test_a_run_is_ranked_again_by_its_command_on_more_workers_than_trained_it(tmp_path):
+    subprocess.run(command_of(tmp_path, "run"), env=environment(), check=True, capture_output=True, timeout=250)
+    run = RunDirectory(tmp_path / "runs" / "run")
+    before = json.loads(run.metrics_file.read_text())
+    command = [sys.executable, "-m", "raysrec.evaluate", str(run.path)]
+    subprocess.run([*command, "scale.workers=4"], env=environment(), check=True, capture_output=True, timeout=250)
+    assert json.loads(run.metrics_file.read_text()) == before
+
+    refused = subprocess.run(
+        [*command, "train.epochs=9"], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: train.epochs=9: the run is trained; only evaluate.* and scale.*")
