@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
+from raysrec.data.loader import targets_per_epoch
 from raysrec.losses import chunk_sizes
 from raysrec.models import build_model
 from raysrec.ops import kernels
@@ -33,8 +34,9 @@ def _data_rows(config: RunConfig, data: PreparedData | None) -> Iterator[tuple[s
     yield "users", f"{manifest.num_users:,}"
     yield "items", f"{manifest.num_items:,}"
     yield "interactions", f"{manifest.num_interactions:,}"
-    yield "targets per epoch", f"{manifest.num_targets:,}"
-    steps = max(1, round(manifest.num_targets / config.train.batch_targets))
+    num_targets = targets_per_epoch(data, config)
+    yield "targets per epoch", f"{num_targets:,}"
+    steps = max(1, round(num_targets / config.train.batch_targets))
     yield "steps", f"about {steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs"
 
 

@@ -26,12 +26,8 @@ SETTINGS: dict[str, str] = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # No usage report is sent from a user's cluster.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray would put a worker's cwd-relative paths elsewhere; runs/ and prepared/ must mean the driver's.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A progress bar per Ray Data execution would be drawn over ours, once an epoch.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # DeepSpeed would warn at every start that it looked for a GPU and took the CPU; torch says what there is.
-    "DS_LOG_LEVEL": "error",
     # A task or worker that asked for no GPU must not see one.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
