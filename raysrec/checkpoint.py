@@ -120,10 +120,16 @@ class RunDirectory:
         write_atomically(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         write_atomically(provenance, json.dumps(_provenance(fingerprint), indent=2) + "\n")
 
-    def save_model(self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor]) -> None:
+    def save_model(
+        self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor], *, num_users: int = 0
+    ) -> None:
         """Write the weights to use; `model.json` comes last and says that they are whole."""
         self.model_directory.mkdir(exist_ok=True)
-        description = {"model": config.model.model_dump(mode="json"), "num_items": num_items}
+        description = {
+            "model": config.model.model_dump(mode="json"),
+            "num_items": num_items,
+            "num_users": num_users,
+        }
         save_weights(weights, self.model_directory / "weights.safetensors")
         write_atomically(self.model_directory / "model.json", json.dumps(description, indent=2) + "\n")
 
@@ -161,7 +167,8 @@ def load_model(directory: Path) -> SequenceModel:
     except FileNotFoundError:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
     settings = description["model"]
-    model = build_model(MODELS[settings["name"]].Config.model_validate(settings), description["num_items"])
+    config = MODELS[settings["name"]].Config.model_validate(settings)
+    model = build_model(config, description["num_items"], description["num_users"])
     model.load_state_dict(weights)
     return model.eval()
 

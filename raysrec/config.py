@@ -247,4 +247,4 @@ class RunConfig(Section):
     @property
     def causal(self) -> bool:
         """Does the configured model look only backwards?"""
-        return build_model(self.model, num_items=1).causal
+        return build_model(self.model, num_items=1, num_users=1).causal

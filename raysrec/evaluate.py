@@ -24,7 +24,6 @@ from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.loader import held_out
 from raysrec.data.order import share_of_worker
 from raysrec.data.reading import Reader, read_directly
-from raysrec.history import last_states
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
 from raysrec.ranking import rank_of_target, top_items
@@ -114,7 +113,7 @@ def _ranks(
     model: SequenceModel, batch: HeldOut, config: RunConfig, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     history = batch.history.to(device)
-    states = last_states(model.encode(history), history)
+    states = model.read(history)
     ranks = rank_of_target(
         states,
         model.item_vectors(),

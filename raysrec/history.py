@@ -19,16 +19,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+HIDDEN = -1
+"""Stands in a History for an item that the model must guess from those around it (`train.supervision=cloze`)."""
+
+
 @dataclass(frozen=True)
 class History:
     """What a model may know: the past, oldest first, padded on the right."""
 
     items: Int[Tensor, "B L"]
-    """Item ids 1..N; 0 where padded."""
+    """Item ids 1..N; 0 where padded; HIDDEN where a model that fills gaps must guess."""
     times: Int[Tensor, "B L"]
     """Unix seconds (or whatever the source counts time in); 0 where padded."""
     lengths: Int[Tensor, " B"]
     """How many positions are real; at least 1."""
+    users: Int[Tensor, " B"] | None = None
+    """Whose histories: user numbers 1..M of the prepared data; None where nobody is known by number."""
 
     def mask(self) -> Bool[Tensor, "B L"]:
         """True at real positions."""
@@ -37,7 +43,8 @@ class History:
 
     def to(self, device: torch.device | str) -> "History":
         """The same history on a device."""
-        return History(self.items.to(device), self.times.to(device), self.lengths.to(device))
+        users = None if self.users is None else self.users.to(device)
+        return History(self.items.to(device), self.times.to(device), self.lengths.to(device), users)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Batch:
 
     history: History
     targets: Int[Tensor, "B L"]
-    """The item that follows each position; 0 where there is nothing to learn."""
+    """The item to learn at each position, the one that follows it or the one hidden there; 0 where there is none."""
 
     def num_targets(self) -> int:
         """How many positions have a target."""
@@ -60,7 +67,8 @@ class Batch:
 def empty_batch() -> Batch:
     """A batch with nothing to learn, for a worker that must take part in a step although its data has ended."""
     one = torch.ones((1, 1), dtype=torch.long)
-    return Batch(History(items=one, times=torch.zeros_like(one), lengths=one[0]), targets=torch.zeros_like(one))
+    history = History(items=one, times=torch.zeros_like(one), lengths=one[0], users=one[0])
+    return Batch(history, targets=torch.zeros_like(one))
 
 
 def last_states(states: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:

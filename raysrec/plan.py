@@ -44,7 +44,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     train, device = config.train, "cuda" if use_gpu else "cpu"
     if data is not None:
         num_items = data.manifest.num_items
-        model = build_model(config.model, num_items)
+        model = build_model(config.model, num_items, data.manifest.num_users)
         parameters = sum(p.numel() for p in model.parameters())
         yield "model", f"{config.model.name}, {parameters:,} parameters, {'causal' if model.causal else 'not causal'}"
         chunks = chunk_sizes(train.batch_targets // config.scale.workers, num_items, on_gpu=use_gpu)

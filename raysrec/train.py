@@ -51,7 +51,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     with ray_session(config.scale):
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         state, weights = _train_on_workers(run, data, config)
-        run.save_model(config, data.manifest.num_items, weights)
+        run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
         splits = evaluate(run, data, config)
     run.save_metrics(
         {

@@ -49,8 +49,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
     data = PreparedData.open(arguments["prepared"])
 
     torch.manual_seed(config.train.seed)
-    objective = Objective(build_model(config.model, data.manifest.num_items), config.loss).to(device)
-    replica = build_model(config.model, data.manifest.num_items).to(device).eval()
+    objective = Objective(build_model(config.model, data.manifest.num_items, data.manifest.num_users), config.loss).to(
+        device
+    )
+    replica = build_model(config.model, data.manifest.num_items, data.manifest.num_users).to(device).eval()
     engine = build_engine(objective, config, device)
     state, best = _restore(engine)
     num_targets = targets_per_epoch(data, config)

@@ -1,6 +1,7 @@
 """The promises that every model keeps, over `MODELS` and over the alternatives that each model's `Config` offers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -9,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from raysrec.history import History, last_states
+from raysrec.history import HIDDEN, History
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 
 NUM_ITEMS = 20
+NUM_USERS = 6
 TINY: dict[str, Any] = {"dim": 16, "max_length": 12}
 
 
@@ -46,7 +48,7 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 @pytest.fixture
 def model(config: ModelConfig) -> SequenceModel:
     """Ready to be asked, with weights large enough that a difference would show."""
-    made = build_model(config, NUM_ITEMS).eval()
+    made = build_model(config, NUM_ITEMS, NUM_USERS).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
@@ -60,7 +62,8 @@ def history_of(*rows: list[int], length: int | None = None) -> History:
     width = length or int(lengths.max())
     items = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     times = torch.where(items > 0, 86_400 * (1 + torch.arange(width)), 0)
-    return History(items, times, lengths)
+    users = 1 + torch.arange(len(rows)) % NUM_USERS
+    return History(items, times, lengths, users)
 
 
 ROWS = ([3, 1, 4, 1, 5, 9, 2], [6, 5], [8], [9, 7, 9, 3, 2])
@@ -86,7 +89,7 @@ def next_item_loss(model: SequenceModel, history: History) -> Tensor:
     """Cross-entropy of the last item of each row given those before it; rows have at least two."""
     past = [row[: int(n) - 1].tolist() for row, n in zip(history.items, history.lengths, strict=True)]
     before = history_of(*past)
-    states = last_states(model.encode(before), before)
+    states = model.read(before)
     targets = torch.stack([row[n - 1] for row, n in zip(history.items, history.lengths, strict=True)])
     scores = states @ model.item_vectors().T
     bias = model.item_bias()
@@ -127,7 +130,11 @@ def test_what_stands_in_padding_changes_no_real_state_unless_the_model_says_so(m
 
 def test_other_rows_change_nothing(model: SequenceModel) -> None:
     together = history_of(*ROWS)
-    alone = [history_of(row, length=together.items.shape[1]) for row in ROWS]
+    assert together.users is not None
+    alone = [
+        replace(history_of(row, length=together.items.shape[1]), users=together.users[index : index + 1])
+        for index, row in enumerate(ROWS)
+    ]
     separately = [real(model.encode(history), history)[0] for history in alone]
     assert_same_states(real(model.encode(together), together), separately)
 
@@ -144,7 +151,27 @@ def test_causal_is_honest_both_ways(model: SequenceModel) -> None:
 
 def test_the_past_matters(model: SequenceModel) -> None:
     one, other = history_of([3, 1, 4]), history_of([1, 3, 4])
-    assert not torch.allclose(model.encode(one)[0, 2], model.encode(other)[0, 2], atol=1e-5)
+    changed = not torch.allclose(model.read(one), model.read(other), atol=1e-5)
+    assert changed == model.reads_items
+
+
+def test_hidden_items_are_guessed_from_both_sides_or_not_taken_at_all(model: SequenceModel) -> None:
+    if not model.fills_gaps:
+        pytest.skip("does not fill gaps")
+    assert not model.causal
+    one, other = history_of([3, HIDDEN, 4, 1]), history_of([3, HIDDEN, 5, 1])
+    assert not torch.allclose(model.encode(one)[0, 1], model.encode(other)[0, 1], atol=1e-5)
+
+
+def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
+    history = history_of(*ROWS)
+    if not model.has_user_vectors:
+        assert torch.equal(model.read(history), model.read(replace(history, users=None)))
+        return
+    with pytest.raises(ValueError, match="name no users"):
+        model.read(replace(history, users=None))
+    with pytest.raises(ValueError, match=f"user {NUM_USERS + 1} is unknown"):
+        model.read(replace(history, users=torch.tensor([1, 2, NUM_USERS + 1, 3])))
 
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
@@ -156,15 +183,15 @@ def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
 
 def test_gradients_are_finite_for_a_history_of_one_item(model: SequenceModel) -> None:
     history = history_of([5], [7], length=3)
-    last_states(model.train().encode(history), history).square().sum().backward()
+    model.train().read(history).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_two_steps_with_one_seed_are_the_same_to_the_bit(config: ModelConfig) -> None:
     def trained() -> dict[str, Tensor]:
         torch.manual_seed(3)
-        model = build_model(config, NUM_ITEMS).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        model = build_model(config, NUM_ITEMS, NUM_USERS).train()
+        optimizer = torch.optim.Adam([*model.parameters(), torch.zeros(1)], lr=1e-2)  # a model may have none
         for _ in range(2):
             optimizer.zero_grad()
             next_item_loss(model, history_of(ROWS[0], ROWS[3])).backward()
@@ -176,7 +203,7 @@ def test_two_steps_with_one_seed_are_the_same_to_the_bit(config: ModelConfig) ->
 
 
 def test_dropout_is_for_training_only(config: ModelConfig) -> None:
-    model, history = build_model(config, NUM_ITEMS), history_of(*ROWS)
+    model, history = build_model(config, NUM_ITEMS, NUM_USERS), history_of(*ROWS)
     model.train()
     assert not torch.equal(model.encode(history), model.encode(history))
     model.eval()
@@ -187,7 +214,7 @@ def test_a_few_histories_can_be_memorised(config: ModelConfig) -> None:
     # Only the first two items together tell a row's last; the two just before it are the same in all rows.
     rows = [[a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
     certain = {key: 0.0 for key in type(config).model_fields if key.startswith("drop")}
-    model = build_model(config.model_copy(update=certain), NUM_ITEMS).train()
+    model = build_model(config.model_copy(update=certain), NUM_ITEMS, NUM_USERS).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(500):
         optimizer.zero_grad()
@@ -205,13 +232,13 @@ def test_config_to_json_and_back_is_the_same_model(config: ModelConfig) -> None:
     models = []
     for each in (config, again):
         torch.manual_seed(0)
-        models.append(build_model(each, NUM_ITEMS).eval())
+        models.append(build_model(each, NUM_ITEMS, NUM_USERS).eval())
     assert torch.equal(*(model.encode(history_of(*ROWS)) for model in models))
 
 
 def test_saved_and_loaded_it_gives_the_same_states(model: SequenceModel, config: ModelConfig, tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    again = build_model(config, NUM_ITEMS).eval()
+    again = build_model(config, NUM_ITEMS, NUM_USERS).eval()
     again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     assert torch.equal(model.encode(history_of(*ROWS)), again.encode(history_of(*ROWS)))
 
@@ -256,6 +283,6 @@ def test_memory_of_a_history_does_not_grow_with_it(model: SequenceModel) -> None
 
 
 def test_a_new_model_scores_all_items_about_alike(config: ModelConfig) -> None:
-    model, history = build_model(config, NUM_ITEMS).eval(), history_of(*ROWS)
-    scores = last_states(model.encode(history), history) @ model.item_vectors().T
+    model, history = build_model(config, NUM_ITEMS, NUM_USERS).eval(), history_of(*ROWS)
+    scores = model.read(history) @ model.item_vectors().T
     assert scores.abs().max() < 5

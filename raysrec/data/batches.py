@@ -152,6 +152,7 @@ def _history(histories: Histories, windows: Windows, positions: IntArray, real: 
         items=torch.from_numpy(np.where(real, histories.items[positions], 0)),
         times=torch.from_numpy(np.where(real, histories.times[positions], 0)),
         lengths=torch.from_numpy(windows.lengths.copy()),
+        users=torch.from_numpy(histories.users[windows.rows]),
     )
 
 

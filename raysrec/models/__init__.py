@@ -12,10 +12,17 @@ MODELS: dict[str, type[SequenceModel]] = {
 }
 
 
-def build_model(config: ModelConfig, num_items: int) -> SequenceModel:
-    """A freshly initialised model for a catalogue of `num_items` items (ids 1..num_items)."""
+def build_model(config: ModelConfig, num_items: int, num_users: int = 0) -> SequenceModel:
+    """A freshly initialised model.
+
+    Args:
+        config: Which model and its settings.
+        num_items: Items of the catalogue, ids 1..num_items.
+        num_users: Users 1..num_users; needed by models with user vectors only.
+    """
     model: Any = MODELS[config.name]
-    return model(config, num_items)  # type: ignore[no-any-return]
+    sizes = {"num_users": num_users} if model.has_user_vectors else {}
+    return model(config, num_items, **sizes)  # type: ignore[no-any-return]
 
 
 __all__ = ["MODELS", "ModelConfig", "SequenceModel", "State", "build_model"]

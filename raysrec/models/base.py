@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_states
 from raysrec.schema import Count, Probability, Section
 
 
@@ -31,10 +31,15 @@ class SequenceModel(nn.Module, ABC):
     """Reads histories and writes one state per position; the score of an item is state · item vector (+ bias).
 
     Trainer, evaluator, tuner and recommender use this class and no other. A model is built from its typed
-    `Config` and the number of items, so that it can be built again from JSON.
+    `Config` and the number of items (and of users, if it `has_user_vectors`), so that it can be built again from JSON.
     """
 
     Config: ClassVar[type[ModelConfig]]
+
+    has_user_vectors: ClassVar[bool] = False
+    """Does it learn a vector for each user? Then it takes `num_users` too and can score no user it has not met."""
+    reads_items: ClassVar[bool] = True
+    """Does a state depend on the history's items? False for baselines that know users or nothing."""
 
     @property
     @abstractmethod
@@ -45,6 +50,13 @@ class SequenceModel(nn.Module, ABC):
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
 
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item, which candidates are scored against.
+
+        A model that needs less for it than `encode` does, or something else, says so here.
+        """
+        return last_states(self.encode(history), history)
+
     @abstractmethod
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The table that states are scored against; row i is item i, row 0 is padding and is never a candidate."""
@@ -52,6 +64,21 @@ class SequenceModel(nn.Module, ABC):
     def item_bias(self) -> Float[Tensor, " V"] | None:
         """A number added to each item's score, or None."""
         return None
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Does it take HIDDEN items and give, at their positions, states to guess them from (`cloze`)?"""
+        return False
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """What training adds to the mean loss: a model's own regularisation, or None.
+
+        It may depend on the parameters and on the last `encode` or `read` in training mode.
+        """
+        return None
+
+    def set_item_counts(self, counts: Int[Tensor, " V"]) -> None:
+        """Take what is known before the first step: how often each item occurs in training (0 for padding)."""
 
     @property
     def padding_leaks(self) -> bool:

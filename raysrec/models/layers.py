@@ -34,6 +34,37 @@ class ItemEmbedding(nn.Module):
         return vectors
 
 
+class UserEmbedding(nn.Module):
+    """User numbers to vectors; a user who was not there in training has none, and that is an error.
+
+    Args:
+        num_users: Users 1..num_users.
+        dim: Channels of a vector.
+    """
+
+    def __init__(self, *, num_users: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_users + 1, dim)
+
+    def forward(self, users: Int[Tensor, " B"] | None) -> Float[Tensor, "B D"]:
+        """Vectors of users, one per number.
+
+        Raises:
+            ValueError: Users are not given, or one of them is not among 1..num_users.
+        """
+        known = len(self.table.weight) - 1
+        if users is None:
+            raise ValueError(f"the histories name no users, but this model has learned a vector for each of {known:,}")
+        outside = (users < 1) | (users > known)
+        if bool(outside.any()):
+            raise ValueError(
+                f"user {int(users[outside][0])} is unknown: this model has vectors for users 1..{known} and for nobody "
+                "else; train it again with that user, or take a model that reads histories only"
+            )
+        vectors: Tensor = self.table(users)
+        return vectors
+
+
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
