@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 HIDDEN = -1
 """Stands in a History for an item that the model must guess from those around it (`train.supervision=cloze`)."""
 
