@@ -3,11 +3,17 @@
 from typing import Any
 
 from raysrec.models.base import ModelConfig, SequenceModel, State
+from raysrec.models.bprmf import BPRMF
+from raysrec.models.caser import Caser
 from raysrec.models.mamba4rec import Mamba4Rec
+from raysrec.models.popularity import Popularity
 from raysrec.models.recgrela import RecGRELA
 
 MODELS: dict[str, type[SequenceModel]] = {
+    "bprmf": BPRMF,
+    "caser": Caser,
     "mamba4rec": Mamba4Rec,
+    "popularity": Popularity,
     "recgrela": RecGRELA,
 }
 
