@@ -105,14 +105,11 @@ def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, confi
     assert bias is None or bias.shape == (NUM_ITEMS + 1,)
 
 
-def test_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
-    short, long = history_of(*ROWS), history_of(*ROWS, length=11)
-    ours, padded = real(model.encode(short), short), real(model.encode(long), long)
+def test_more_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
     if padding_leaks(model):
-        with pytest.raises(AssertionError):
-            assert_same_states(ours, padded)
-        return
-    assert_same_states(ours, padded)
+        pytest.skip("such a form may fill up to max_length by itself; that padding reaches states is tested next")
+    short, long = history_of(*ROWS), history_of(*ROWS, length=11)
+    assert_same_states(real(model.encode(short), short), real(model.encode(long), long))
 
 
 def test_what_stands_in_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
@@ -176,7 +173,11 @@ def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
     history = history_of(*ROWS[:2], *ROWS[3:])
-    next_item_loss(model, history).backward()
+    loss = next_item_loss(model, history)
+    if not model.causal:
+        # What looks back from the end has seen a single item where the last state is read.
+        loss = loss + sum(states.pow(3).sum() for states in real(model.encode(history), history))
+    loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 

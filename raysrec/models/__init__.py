@@ -3,12 +3,18 @@
 from typing import Any
 
 from raysrec.models.base import ModelConfig, SequenceModel, State
+from raysrec.models.echomamba4rec import EchoMamba4Rec
 from raysrec.models.mamba4rec import Mamba4Rec
 from raysrec.models.recgrela import RecGRELA
+from raysrec.models.recmamba import RecMamba
+from raysrec.models.sigma import SIGMA
 
 MODELS: dict[str, type[SequenceModel]] = {
     "mamba4rec": Mamba4Rec,
     "recgrela": RecGRELA,
+    "recmamba": RecMamba,
+    "echomamba4rec": EchoMamba4Rec,
+    "sigma": SIGMA,
 }
 
 

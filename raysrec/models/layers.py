@@ -94,6 +94,14 @@ class FeedForward(nn.Module):
         return y
 
 
+def flip_first(x: Float[Tensor, "B L D"], counts: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
+    """Each row with its first `counts` positions in reverse order and the others where they are."""
+    positions = torch.arange(x.shape[1], device=x.device)
+    last = counts[:, None] - 1
+    source = torch.where(positions <= last, last - positions, positions)
+    return x.gather(1, source[..., None].expand_as(x))
+
+
 class Dropout(nn.Module):
     """`nn.Dropout` with cheap random numbers on a CPU, where drawing one float per value costs more than a model does.
 
