@@ -8,8 +8,9 @@ negative per position (`loss: {name: bce, negatives: 1}`), looks back only, lear
 serves with constant memory: 4,480 numbers at 64 channels, and how many items there were.
 
 Source:
-    Yang, Li, Zhao et al., "Uncovering Selective State Space Model's Capabilities in Lifelong Sequential Recommendation",
-    arXiv:2403.16371, 2024; the authors' code, nancheng58/RecMamba at 4ff9452; the block is Gu and Dao, "Mamba", 2023.
+    Yang, Li, Zhao et al., "Uncovering Selective State Space Model's Capabilities in Lifelong Sequential
+    Recommendation", arXiv:2403.16371, 2024; the authors' code, nancheng58/RecMamba at 4ff9452; the block is Gu and Dao,
+    "Mamba", 2023.
 
 Departures:
     * Padding stands on the right, where a causal model cannot see it. The authors pad on the left and commented their
