@@ -29,7 +29,8 @@ class LearnedPositions(nn.Module):
             ValueError: There are not so many.
         """
         self._require(length)
-        return self.table.weight[:length]
+        vectors: Tensor = self.table(torch.arange(length, device=self.table.weight.device))
+        return vectors
 
     def at(self, positions: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """The vector of one position per row.
@@ -42,7 +43,7 @@ class LearnedPositions(nn.Module):
         return vectors
 
     def _require(self, length: int) -> None:
-        known = len(self.table.weight)
+        known = self.table.num_embeddings
         if length > known:
             raise ValueError(
                 f"position {length - 1} has no vector: model.max_length={known} positions were learned; begin again "
