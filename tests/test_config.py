@@ -15,6 +15,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 DATA_SETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "models").glob("*.yaml"))
 PAPERS = sorted(path.stem for path in (CONFIGS / "paper").glob("*.yaml"))
+ABLATIONS = sorted((path.parent.name, path.stem) for path in (CONFIGS / "paper").glob("*/*.yaml"))
 
 
 def shipped(*names, overrides=()):
@@ -185,6 +186,35 @@ def test_a_paper_overlay_leaves_the_data_as_it_is():
         assert all(
             shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela")
         )
+
+
+def test_every_table_and_figure_of_the_papers_has_its_ablations():
+    tables = {folder: [name for other, name in ABLATIONS if other == folder] for folder, _ in ABLATIONS}
+    assert {folder: len(names) for folder, names in tables.items()} == {
+        "mamba4rec-table4": 6,
+        "recgrela-table3": 6,
+        "recgrela-ablation": 6,
+        "recgrela-positions": 4,
+        "recgrela-gate-activation": 3,
+        "recgrela-length": 4,
+        "recgrela-heads": 5,
+    }
+
+
+@pytest.mark.parametrize(("folder", "name"), ABLATIONS)
+def test_an_ablation_changes_the_model_and_nothing_else(folder, name):
+    paper = f"paper/{folder.split('-')[0]}"
+    whole, changed = shipped("ml-1m", paper), shipped("ml-1m", paper, f"paper/{folder}/{name}")
+    assert changed.model_copy(update={"model": whole.model}) == whole
+    assert changed.model.name == whole.model.name
+
+
+@pytest.mark.parametrize("folder", sorted({folder for folder, _ in ABLATIONS}))
+def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_papers(folder):
+    paper = f"paper/{folder.split('-')[0]}"
+    models = [shipped("ml-1m", paper, f"paper/{folder}/{name}").model for other, name in ABLATIONS if other == folder]
+    assert all(one != other for index, one in enumerate(models) for other in models[:index])
+    assert shipped("ml-1m", paper).model in models
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from typing import Any
 from raysrec.models.base import ModelConfig, SequenceModel, State
 from raysrec.models.bprmf import BPRMF
 from raysrec.models.caser import Caser
+from raysrec.models.echomamba4rec import EchoMamba4Rec
 from raysrec.models.mamba4rec import Mamba4Rec
 from raysrec.models.popularity import Popularity
 from raysrec.models.recgrela import RecGRELA
+from raysrec.models.recmamba import RecMamba
+from raysrec.models.sigma import SIGMA
 
 MODELS: dict[str, type[SequenceModel]] = {
     "bprmf": BPRMF,
@@ -15,6 +18,9 @@ MODELS: dict[str, type[SequenceModel]] = {
     "mamba4rec": Mamba4Rec,
     "popularity": Popularity,
     "recgrela": RecGRELA,
+    "recmamba": RecMamba,
+    "echomamba4rec": EchoMamba4Rec,
+    "sigma": SIGMA,
 }
 
 

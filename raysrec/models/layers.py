@@ -13,7 +13,7 @@ LAYER_NORM_EPS = 1e-12
 
 
 class ItemEmbedding(nn.Module):
-    """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids]))``.
+    """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids] + P))``, or without P.
 
     `table` is also what states are scored against. Row 0 stands at padded positions; it is a vector like any
     other, so whoever reads positions must see that padded ones reach no real state.
@@ -22,16 +22,26 @@ class ItemEmbedding(nn.Module):
         Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
     """
 
-    def __init__(self, *, num_items: int, dim: int, dropout: float) -> None:
+    def __init__(self, *, num_items: int, dim: int, dropout: float, norm: bool = True) -> None:
         super().__init__()
         self.table = nn.Embedding(num_items + 1, dim)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm else nn.Identity()
 
-    def forward(self, items: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        """Vectors of items, one per id."""
-        vectors: Tensor = self.norm(self.dropout(self.table(items)))
-        return vectors
+    def forward(
+        self, items: Int[Tensor, "*shape"], positions: Float[Tensor, "#*shape D"] | None = None
+    ) -> Float[Tensor, "*shape D"]:
+        """Vectors of items, one per id.
+
+        Args:
+            items: Ids.
+            positions: What is added to them first, if anything (P).
+        """
+        vectors: Tensor = self.table(items)
+        if positions is not None:
+            vectors = vectors + positions.to(vectors.dtype)
+        normed: Tensor = self.norm(self.dropout(vectors))
+        return normed
 
 
 class UserEmbedding(nn.Module):
@@ -82,6 +92,14 @@ class FeedForward(nn.Module):
         inner = self.dropout(F.gelu(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
         return y
+
+
+def flip_first(x: Float[Tensor, "B L D"], counts: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
+    """Each row with its first `counts` positions in reverse order and the others where they are."""
+    positions = torch.arange(x.shape[1], device=x.device)
+    last = counts[:, None] - 1
+    source = torch.where(positions <= last, last - positions, positions)
+    return x.gather(1, source[..., None].expand_as(x))
 
 
 class Dropout(nn.Module):
