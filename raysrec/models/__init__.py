@@ -3,12 +3,20 @@
 from typing import Any
 
 from raysrec.models.base import ModelConfig, SequenceModel, State
+from raysrec.models.bert4rec import BERT4Rec
+from raysrec.models.eulerformer import EulerFormer
+from raysrec.models.linrec import LinRec
 from raysrec.models.mamba4rec import Mamba4Rec
 from raysrec.models.recgrela import RecGRELA
+from raysrec.models.sasrec import SASRec
 
 MODELS: dict[str, type[SequenceModel]] = {
+    "bert4rec": BERT4Rec,
+    "eulerformer": EulerFormer,
+    "linrec": LinRec,
     "mamba4rec": Mamba4Rec,
     "recgrela": RecGRELA,
+    "sasrec": SASRec,
 }
 
 

@@ -1,15 +1,55 @@
-"""Blocks that at least two models use verbatim: item embedding, feed-forward, dropout, and the papers' initialisation.
+"""Blocks that at least two models use verbatim: embeddings, attention, feed-forward, dropout, and initial values.
 
 A block that only one model has lives in that model's file, beside the equations it comes from.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
 from torch import Tensor, nn
+
+from raysrec.history import History, last_states
+from raysrec.models.base import ModelConfig
+from raysrec.ops.dropout import keep_or_drop, random_bits
+from raysrec.ops.softmax_attention import softmax_attention
+from raysrec.schema import Count, Probability
 
 LAYER_NORM_EPS = 1e-12
 """RecBole's value, and so the papers': small enough that a constant vector is divided by almost nothing."""
+
+
+class TransformerConfig(ModelConfig):
+    """Settings that models of the SASRec kind share; a model's own `Config` adds its name and the rest."""
+
+    dropout: Probability = 0.2
+    num_layers: Count = 2
+    """Layers of attention and feed-forward network, one on the other."""
+    num_heads: Count = 2
+    """Heads of the attention (H); divides `dim`."""
+    mlp_dim: Count = 256
+    """Inner channels of the feed-forward network."""
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> "TransformerConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"model.dim={self.dim} does not split into model.num_heads={self.num_heads} equal heads; choose a "
+                f"multiple of {self.num_heads}"
+            )
+        return self
+
+
+class SoftmaxTransformerConfig(TransformerConfig):
+    """The same for models whose attention has weights that can be dropped."""
+
+    attention_dropout: Probability | None = None
+    """Dropout of the attention's weights; None is the same as `dropout`."""
+
+    @property
+    def weights_dropout(self) -> float:
+        """What `attention_dropout` comes to."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 class ItemEmbedding(nn.Module):
@@ -31,6 +71,30 @@ class ItemEmbedding(nn.Module):
     def forward(self, items: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Vectors of items, one per id."""
         vectors: Tensor = self.norm(self.dropout(self.table(items)))
+        return vectors
+
+
+class PositionedEmbedding(nn.Module):
+    """Item ids and their positions to vectors, normalised and then dropped: ``Drop(LN(E[ids] + P))``.
+
+    Position 0 is the oldest item of what is given, so a history that is cut at its old end has all its positions
+    counted anew. `table` is also what states are scored against; row 0 stands at padded positions.
+
+    Source:
+        SASRec and its successors as RecBole has them: layer normalisation stands before dropout.
+    """
+
+    def __init__(self, *, num_items: int, dim: int, max_length: int, dropout: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_items + 1, dim)
+        self.positions = nn.Embedding(max_length, dim)
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Vectors of items where they stand; at most `max_length` of them."""
+        positions = torch.arange(items.shape[1], device=items.device)
+        vectors: Tensor = self.dropout(self.norm(self.table(items) + self.positions(positions)))
         return vectors
 
 
@@ -68,19 +132,89 @@ class UserEmbedding(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
-    Residual and normalisation are the caller's, for the papers place them differently.
+    Residual and normalisation are the caller's, for the papers place them differently. `inner_dropout` is the
+    first of the two, where it is not the same as the second.
     """
 
-    def __init__(self, *, dim: int, inner_dim: int, dropout: float) -> None:
+    def __init__(self, *, dim: int, inner_dim: int, dropout: float, inner_dropout: float | None = None) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, inner_dim)
         self.contract = nn.Linear(inner_dim, dim)
+        self.inner_dropout = Dropout(dropout if inner_dropout is None else inner_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The layer's output, without the residual."""
-        inner = self.dropout(F.gelu(self.expand(x)))
+        inner = self.inner_dropout(F.gelu(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
+        return y
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then a feed-forward network, each with dropout, a residual and LayerNorm after it (post-norm).
+
+        Z = LN(X + Drop(Attention(X)))
+        X = LN(Z + Drop(W2 GELU(W1 Z + b1) + b2))
+
+    Args:
+        attention: Called with (who looks [B Q D], whom they may look at [B L D], the positions `seen` [B L]).
+        dim: Channels.
+        mlp_dim: Inner channels of the feed-forward network.
+        dropout: Of both outputs.
+    """
+
+    def __init__(self, attention: nn.Module, *, dim: int, mlp_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = attention
+        self.dropout = Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.feed_forward = FeedForward(dim=dim, inner_dim=mlp_dim, dropout=dropout, inner_dropout=0.0)
+        self.feed_forward_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+        """Each position after it has looked at those of `seen`, or at those up to its own if that is None."""
+        return self._after_attention(x, self.attention(x, x, seen))
+
+    def read(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"], history: History) -> Float[Tensor, "B D"]:
+        """The same at each history's last position only, which is all that is needed of the last layer."""
+        last = last_states(x, history)[:, None]
+        return self._after_attention(last, self.attention(last, x, seen))[:, 0]
+
+    def _after_attention(self, x: Float[Tensor, "B Q D"], mixed: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
+        z = self.attention_norm(x + self.dropout(mixed))
+        y: Tensor = self.feed_forward_norm(z + self.feed_forward(z))
+        return y
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention of a history to itself: ``W_o concat_h(Drop(softmax(q_h k_h^T / sqrt(D/H))) v_h) + b_o``.
+
+    Source:
+        Vaswani et al., "Attention Is All You Need", 2017, with biases everywhere, as BERT and RecBole have them.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+    def forward(
+        self, at: Float[Tensor, "B Q D"], x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None
+    ) -> Float[Tensor, "B Q D"]:
+        """What the positions `at` see of `x`: those of `seen`, or (`at` being `x`) those up to their own if None."""
+        mixed = softmax_attention(
+            self.query(at),
+            self.key(x),
+            self.value(x),
+            seen,
+            num_heads=self.num_heads,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        y: Tensor = self.output(mixed)
         return y
 
 
@@ -101,7 +235,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.probability)
-        return x * _keep_or_drop(x, self.probability)
+        return x * keep_or_drop(random_bits(x.shape), self.probability, dtype=x.dtype)
 
 
 @torch.no_grad()
@@ -120,12 +254,3 @@ def init_weights_(module: nn.Module) -> None:
             part.weight.fill_(1.0)
         if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
             part.bias.zero_()
-
-
-def _keep_or_drop(x: Tensor, probability: float) -> Tensor:
-    """Zeros where `x` is dropped and 1 / (share kept) where it is kept."""
-    dropped = min(round(65_536 * probability), 65_535)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = torch.ge(bits, dropped - 32_768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
-    return keep.mul_(65_536 / (65_536 - dropped))
