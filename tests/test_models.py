@@ -86,7 +86,7 @@ def padding_leaks(model: SequenceModel) -> bool:
 
 
 def next_item_loss(model: SequenceModel, history: History) -> Tensor:
-    """Cross-entropy of the last item of each row given those before it; rows have at least two."""
+    """Cross-entropy of the last item of each row given those before it, and the penalty; rows have at least two."""
     past = [row[: int(n) - 1].tolist() for row, n in zip(history.items, history.lengths, strict=True)]
     before = history_of(*past)
     states = model.read(before)
@@ -94,7 +94,9 @@ def next_item_loss(model: SequenceModel, history: History) -> Tensor:
     scores = states @ model.item_vectors().T
     bias = model.item_bias()
     scores = scores if bias is None else scores + bias
-    return torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    loss = torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    penalty = model.penalty()
+    return loss if penalty is None else loss + penalty
 
 
 def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, config: ModelConfig) -> None:
@@ -176,7 +178,7 @@ def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
     history = history_of(*ROWS[:2], *ROWS[3:])
-    next_item_loss(model, history).backward()
+    next_item_loss(model.train(), history).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 
@@ -211,11 +213,11 @@ def test_dropout_is_for_training_only(config: ModelConfig) -> None:
 
 
 def test_a_few_histories_can_be_memorised(config: ModelConfig) -> None:
-    # Only the first two items together tell a row's last; the two just before it are the same in all rows.
-    rows = [[a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
+    # Only the second and third items together tell a row's last; the others are the same in all rows.
+    rows = [[8, a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
     certain = {key: 0.0 for key in type(config).model_fields if key.startswith("drop")}
     model = build_model(config.model_copy(update=certain), NUM_ITEMS, NUM_USERS).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(500):
         optimizer.zero_grad()
         loss = next_item_loss(model, history_of(*rows))

@@ -15,7 +15,7 @@ Source:
 
 Departures:
     * The oldest item makes room only in a full history. RecBole drops it from every history, so a user with one item
-      is predicted from nothing: `drops_oldest=always`.
+      is predicted from nothing: `oldest_makes_room=always`.
     * Training sees the last training item of each user, hides as many items as are drawn, at any position, and takes
       one sequence per user. RecBole learns within the inputs of its prefix samples only, so that item is never used.
     * Neither padding nor the mask is among the candidates; they have no bias that is ever used.
@@ -44,8 +44,8 @@ class BERT4RecConfig(SoftmaxTransformerConfig):
     """Settings of BERT4Rec."""
 
     name: Literal["bert4rec"] = "bert4rec"
-    drops_oldest: Literal["if_full", "always"] = "if_full"
-    """When the oldest item makes room for the hidden one that is read: in histories of `max_length`, or in all (RecBole)."""
+    oldest_makes_room: Literal["if_full", "always"] = "if_full"
+    """Which histories lose their oldest item to the hidden one that is read: full ones, or all of them (RecBole)."""
 
 
 class BERT4Rec(SequenceModel):
@@ -56,7 +56,7 @@ class BERT4Rec(SequenceModel):
     def __init__(self, config: BERT4RecConfig, num_items: int) -> None:
         super().__init__()
         self.max_length = config.max_length
-        self.always_drops_oldest = config.drops_oldest == "always"
+        self.oldest_always_goes = config.oldest_makes_room == "always"
         self.num_rows = num_items + 1
         self.embedding = PositionedEmbedding(  # the mask is one more item
             num_items=num_items + 1, dim=config.dim, max_length=config.max_length, dropout=config.dropout
@@ -106,7 +106,7 @@ class BERT4Rec(SequenceModel):
         It has no times and no users, which this model does not read.
         """
         width = history.items.shape[1]
-        makes_room = history.lengths >= (0 if self.always_drops_oldest else self.max_length)
+        makes_room = history.lengths >= (0 if self.oldest_always_goes else self.max_length)
         kept = (history.lengths - makes_room.long())[:, None]
         places = torch.arange(min(width + 1, self.max_length), device=history.items.device)
         items = history.items.gather(1, (places + makes_room[:, None].long()).clamp(max=width - 1))

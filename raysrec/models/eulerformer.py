@@ -1,6 +1,6 @@
-"""EulerFormer: SASRec whose vectors are read as complex numbers, so that meaning and position are both angles and add.
+"""EulerFormer: SASRec whose vectors are read as complex numbers, so that meaning and position are angles and add.
 
-Channels 2r and 2r + 1 are one complex number of length lam_r and angle th_r, over all D channels before heads are split.
+Channels 2r and 2r + 1 are one complex number of length lam_r and angle th_r, before D is split into heads.
 
     X = Drop(LN(rotate(E[ids] + P by T)))                   T: a learned angle for each position and pair
     per layer, with t the position and f_r = 10000^(-2r/D):
@@ -25,8 +25,8 @@ Departures:
     * The contrast is over real positions; the authors let padding in, as what is contrasted and as what it is
       contrasted with. It is computed in training only.
     * Its logarithm is taken of sums of exponentials at once, which cannot overflow when w grows.
-    * The gradient of an angle is that of a vector at least 1e-6 long, where the authors' is infinite at nothing. The input
-      is turned by T without taking its angle at all, which is the same function.
+    * The gradient of an angle is that of a vector at least 1e-6 long, where the authors' is infinite at nothing. The
+      input is turned by T without taking its angle at all, which is the same function.
     * The positions' angles t f are computed. The authors' code has them as parameters that get no gradient, D times
       `max_length` numbers per layer, 25,600 in all at its sizes.
 """
@@ -35,7 +35,6 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -123,10 +122,13 @@ class EulerFormer(SequenceModel):
 
     def penalty(self) -> Float[Tensor, ""] | None:
         """The weighted phase contrast of the last histories that were encoded in training mode; None before."""
-        contrasts = [layer.attention.contrast for layer in self.layers]
-        if any(contrast is None for contrast in contrasts):
-            return None
-        return self.contrast_weight * torch.stack(contrasts).sum()
+        total = torch.zeros(())
+        for layer in self.layers:
+            contrast: Any = layer.attention.contrast
+            if contrast is None:
+                return None
+            total = contrast + total.to(contrast)
+        return self.contrast_weight * total
 
 
 class TurnedEmbedding(nn.Module):
@@ -156,9 +158,7 @@ class PolarAttention(nn.Module):
     In training mode a forward leaves the phase contrast of its queries and keys in `contrast`.
     """
 
-    def __init__(
-        self, *, dim: int, num_heads: int, dropout: float, dropped_angles: float, temperature: float
-    ) -> None:
+    def __init__(self, *, dim: int, num_heads: int, dropout: float, dropped_angles: float, temperature: float) -> None:
         super().__init__()
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
@@ -232,7 +232,7 @@ def _polar(x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L R"], Float[Ten
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels 0, 2, … and channels 1, 3, …"""
+    """The even channels and the odd ones."""
     return x[..., 0::2], x[..., 1::2]
 
 
@@ -242,6 +242,6 @@ def _joined(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _position_angles(length: int, dim: int, device: torch.device) -> Float[Tensor, "L R"]:
-    """t * 10000^(-2r / D) for each position t and pair r; in float64, for long histories."""
+    """Angles t * 10000^(-2r / D) for each position t and pair r; made in float64, for long histories."""
     frequencies = 10_000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     return (torch.arange(length, device=device)[:, None] * frequencies).float()

@@ -11,12 +11,12 @@ and the score of item j is X · E_j. Norms are Euclidean: |b_j| over a head's ch
 `feature` every item has a weight of its own and o grows with the length of the history; with `sequence` an item's
 weight depends on all others, those that follow it included.
 
-The attention has three forms. `bidirectional` lets every real position see every other, the paper's formula with padding
-left out. `unmasked` is what the authors' code computes, padding included (n is then the padded length), and is there to
-explain differences from published numbers. `causal` looks back only, so it learns at every position at once; with one
-layer it has the bidirectional form's state at the last position, and a length-wide norm has no such form. A sum over
-what was seen could take one more item in constant time, but the learned positions P end at `max_length`, where serving
-would have to begin again, so no recurrent form is offered.
+The attention has three forms. `bidirectional` lets every real position see every other, the paper's formula with
+padding left out. `unmasked` is what the authors' code computes, padding included (n is then the padded length), and is
+there to explain differences from published numbers. `causal` looks back only, so it learns at every position at once;
+with one layer and norm=feature it has the bidirectional form's state at the last position, with more layers it is
+another model. A norm over the sequence has no causal form. The causal sums could take one more item in constant time,
+but the learned positions P end at `max_length`, where serving would have to begin again; no recurrent form is offered.
 
 Source:
     Liu, Cai, Zhang et al., "LinRec: Linear Attention Mechanism for Long-term Sequential Recommender Systems", SIGIR
@@ -54,7 +54,7 @@ class LinRecConfig(TransformerConfig):
     form: Literal["causal", "bidirectional", "unmasked"] = "bidirectional"
     """Which positions attention sees: those up to its own, all real ones, or all with padding (the authors' code)."""
     norm: Literal["feature", "sequence"] = "feature"
-    """What a key is divided by: its own norm (the authors' code), or each channel's norm over the history (the paper)."""
+    """What keys are divided by: their own norms (the authors' code), or each channel's over the history (the paper)."""
     num_heads: Count = 8
 
     @model_validator(mode="after")
@@ -163,17 +163,17 @@ class NormalisedAttention(nn.Module):
         return F.normalize(b * mask, dim=-2) / mask.sum(-2, keepdim=True).clamp(min=1).sqrt()
 
     def _heads(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L C"]:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
 
 def _products_up_to_own(
     a: Float[Tensor, "B H L C"], b: Float[Tensor, "B H L C"], v: Float[Tensor, "B H L C"]
 ) -> Float[Tensor, "B H L C"]:
-    """sum over j <= i of (a_i · b_j) v_j: products within chunks of positions, and sums over earlier chunks."""
+    """Sum over j <= i of (a_i · b_j) v_j: products within chunks of positions, and sums over earlier chunks."""
     length = a.shape[2]
     number = -(-length // _POSITIONS_PER_CHUNK)
     size = -(-length // number)
-    a, b, v = (F.pad(x, (0, 0, 0, number * size - length)).unflatten(2, (number, size)) for x in (a, b, v))
+    a, b, v = (F.pad(x, (0, 0, 0, number * size - length)).reshape(*x.shape[:2], number, size, -1) for x in (a, b, v))
     sums = b.mT @ v  # [B H N C C]
     products = (a @ b.mT).tril() @ v + a @ (sums.cumsum(2) - sums)
     return products.flatten(2, 3)[:, :, :length]

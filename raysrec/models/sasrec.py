@@ -18,7 +18,7 @@ Departures:
     * From RecBole: the model may learn at every position of a history instead of on one prefix per sample; without
       dropout the two are the same loss. The class of padding is not among the candidates in training.
     * From the original paper, as RecBole: normalisation after each residual instead of before, embeddings not scaled by
-      sqrt(D), a feed-forward network four times as wide with GELU, softmax over all items instead of one sampled negative.
+      sqrt(D), a feed-forward network four times as wide with GELU, softmax over all items and no sampled negative.
 """
 
 from typing import ClassVar, Literal

@@ -76,12 +76,13 @@ def softmax_attention_reference(
     else:
         allowed = seen[:, None, None, :]
     weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
-    return ((weights * kept) @ v).transpose(1, 2).flatten(-2)
+    mixed: Tensor = (weights * kept) @ v
+    return mixed.transpose(1, 2).flatten(-2)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """[B L D] as [B H L E]."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def _dropped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -97,7 +98,7 @@ def _dropped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: floa
     with torch.autocast("cpu", enabled=False):
         flat = (x.to(wide).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B*H L E]
         mixed: Tensor = _DroppedAttention.apply(*flat, bias, dropout)  # type: ignore[no-untyped-call]
-    return mixed.unflatten(0, q.shape[:2]).to(v.dtype)
+    return mixed.view(*q.shape[:3], -1).to(v.dtype)
 
 
 class _DroppedAttention(torch.autograd.Function):
