@@ -114,7 +114,8 @@ def test_large_weights_do_not_overflow() -> None:
     attention = PolarAttention(dim=8, num_heads=2, dropout=0.0, dropped_angles=0.0, temperature=1.0)
     with torch.no_grad():
         attention.contrast_weights.fill_(1e3)
-    assert math.isfinite(attention._contrast(torch.randn(1, 5, 4), torch.ones(1, 5, dtype=torch.bool)).item())
+    angles = torch.randn(1, 5, 4)
+    assert math.isfinite(attention._contrast(angles, torch.ones(1, 5, dtype=torch.bool)).item())
 
 
 def test_gradients_are_finite_where_queries_and_keys_are_nothing() -> None:

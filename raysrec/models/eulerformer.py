@@ -35,6 +35,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -182,13 +183,12 @@ class PolarAttention(nn.Module):
             moved = _position_angles(x.shape[1], x.shape[2], x.device)
             q_length, q_angle = _polar(query)
             k_length, k_angle = _polar(key)
-            scale = self.angle_scale.to(q_angle.dtype)
-            q_angle = scale * q_angle + moved + self.query_angle
-            k_angle = scale * k_angle + moved
+            q_angle = self.angle_scale * q_angle + moved + self.query_angle
+            k_angle = self.angle_scale * k_angle + moved
             if self.training:
                 self.contrast = self._contrast(q_angle, real) + self._contrast(k_angle, real)
-            query = _joined(q_length * q_angle.cos(), q_length * q_angle.sin()).to(query.dtype)
-            key = _joined(k_length * k_angle.cos(), k_length * k_angle.sin()).to(key.dtype)
+            query = _joined(q_length * q_angle.cos(), q_length * q_angle.sin()).to(value.dtype)
+            key = _joined(k_length * k_angle.cos(), k_length * k_angle.sin()).to(value.dtype)
         dropout = self.dropout if self.training else 0.0
         y: Tensor = self.output(softmax_attention(query, key, value, None, num_heads=self.num_heads, dropout=dropout))
         return y
@@ -200,10 +200,10 @@ class PolarAttention(nn.Module):
         # cos(p - p') = cos p cos p' + sin p sin p'
         one = torch.cat([angle.cos() * weights, angle.sin() * weights], dim=-1)
         similarity = one @ torch.cat([other.cos(), other.sin()], dim=-1).mT  # [B L L]
-        own = similarity.diagonal(dim1=1, dim2=2)
-        among = similarity.masked_fill(~real[:, None, :], -math.inf).logsumexp(-1)
-        floor = among.new_tensor(math.log(1e-5))
-        return ((torch.logaddexp(among, floor) - own) * real).sum() / real.sum()
+        similarity = similarity.masked_fill(~real[:, None, :], -math.inf)
+        # One more column whose exponential is the 1e-5 of the sum.
+        chosen = F.log_softmax(F.pad(similarity, (0, 1), value=math.log(1e-5)), dim=-1).diagonal(dim1=1, dim2=2)
+        return -chosen[real].mean()
 
 
 class _Angle(torch.autograd.Function):
@@ -232,8 +232,8 @@ def _polar(x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L R"], Float[Ten
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The even channels and the odd ones."""
-    return x[..., 0::2], x[..., 1::2]
+    """The even channels and the odd ones, each in memory of its own, where a processor takes many at a time."""
+    return x[..., 0::2].contiguous(), x[..., 1::2].contiguous()
 
 
 def _joined(x: Tensor, y: Tensor) -> Tensor:
