@@ -91,7 +91,7 @@ def learns(model: SequenceModel) -> bool:
 
 
 def next_item_loss(model: SequenceModel, history: History) -> Tensor:
-    """Cross-entropy of the last item of each row given those before it; rows have at least two."""
+    """Cross-entropy of the last item of each row given those before it, and the penalty; rows have at least two."""
     past = [row[: int(n) - 1].tolist() for row, n in zip(history.items, history.lengths, strict=True)]
     before = history_of(*past)
     states = model.read(before)
@@ -99,7 +99,9 @@ def next_item_loss(model: SequenceModel, history: History) -> Tensor:
     scores = states @ model.item_vectors().T
     bias = model.item_bias()
     scores = scores if bias is None else scores + bias
-    return torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    loss = torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    penalty = model.penalty()
+    return loss if penalty is None else loss + penalty
 
 
 def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, config: ModelConfig) -> None:
@@ -176,7 +178,7 @@ def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
     history = history_of(*ROWS[:2], *ROWS[3:])
-    loss = next_item_loss(model, history)
+    loss = next_item_loss(model.train(), history)
     if not learns(model):
         assert not loss.requires_grad
         return
@@ -225,13 +227,13 @@ def test_dropout_is_for_training_only(config: ModelConfig) -> None:
 
 
 def test_a_few_histories_can_be_memorised(config: ModelConfig) -> None:
-    # Only the first two items together tell a row's last; the two just before it are the same in all rows.
-    rows = [[a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
+    # Only the second and third items together tell a row's last; the others are the same in all rows.
+    rows = [[8, a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
     certain = {key: 0.0 for key in type(config).model_fields if key.startswith("drop")}
     model = build_model(config.model_copy(update=certain), NUM_ITEMS, NUM_USERS).train()
     if not learns(model):
         pytest.skip("has no parameters to memorise with")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(500):
         optimizer.zero_grad()
         loss = next_item_loss(model, history_of(*rows))

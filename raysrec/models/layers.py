@@ -1,4 +1,4 @@
-"""Blocks that at least two models use verbatim: item embedding, feed-forward, dropout, and the papers' initialisation.
+"""Blocks that at least two models use verbatim: embeddings, feed-forward, dropout, and initial values.
 
 A block that only one model has lives in that model's file, beside the equations it comes from.
 """
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from raysrec.ops.dropout import keep_or_drop, random_bits
 
 LAYER_NORM_EPS = 1e-12
 """RecBole's value, and so the papers': small enough that a constant vector is divided by almost nothing."""
@@ -78,18 +80,20 @@ class UserEmbedding(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
-    Residual and normalisation are the caller's, for the papers place them differently.
+    Residual and normalisation are the caller's, for the papers place them differently. `inner_dropout` is the
+    first of the two, where it is not the same as the second.
     """
 
-    def __init__(self, *, dim: int, inner_dim: int, dropout: float) -> None:
+    def __init__(self, *, dim: int, inner_dim: int, dropout: float, inner_dropout: float | None = None) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, inner_dim)
         self.contract = nn.Linear(inner_dim, dim)
+        self.inner_dropout = Dropout(dropout if inner_dropout is None else inner_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The layer's output, without the residual."""
-        inner = self.dropout(F.gelu(self.expand(x)))
+        inner = self.inner_dropout(F.gelu(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
         return y
 
@@ -119,7 +123,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.probability)
-        return x * _keep_or_drop(x, self.probability)
+        return x * keep_or_drop(random_bits(x.shape), self.probability, dtype=x.dtype)
 
 
 @torch.no_grad()
@@ -138,12 +142,3 @@ def init_weights_(module: nn.Module) -> None:
             part.weight.fill_(1.0)
         if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
             part.bias.zero_()
-
-
-def _keep_or_drop(x: Tensor, probability: float) -> Tensor:
-    """Zeros where `x` is dropped and 1 / (share kept) where it is kept."""
-    dropped = min(round(65_536 * probability), 65_535)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = torch.ge(bits, dropped - 32_768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
-    return keep.mul_(65_536 / (65_536 - dropped))
