@@ -3,11 +3,19 @@
 from typing import Any
 
 from raysrec.models.base import ModelConfig, SequenceModel, State
+from raysrec.models.gru4rec import GRU4Rec
+from raysrec.models.lrurec import LRURec
 from raysrec.models.mamba4rec import Mamba4Rec
+from raysrec.models.narm import NARM
+from raysrec.models.recblr import RecBLR
 from raysrec.models.recgrela import RecGRELA
 
 MODELS: dict[str, type[SequenceModel]] = {
+    "gru4rec": GRU4Rec,
+    "lrurec": LRURec,
     "mamba4rec": Mamba4Rec,
+    "narm": NARM,
+    "recblr": RecBLR,
     "recgrela": RecGRELA,
 }
 

@@ -3,6 +3,8 @@
 A block that only one model has lives in that model's file, beside the equations it comes from.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -22,11 +24,11 @@ class ItemEmbedding(nn.Module):
         Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
     """
 
-    def __init__(self, *, num_items: int, dim: int, dropout: float) -> None:
+    def __init__(self, *, num_items: int, dim: int, dropout: float, norm_eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
         self.table = nn.Embedding(num_items + 1, dim)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, items: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Vectors of items, one per id."""
@@ -68,18 +70,21 @@ class UserEmbedding(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
-    Residual and normalisation are the caller's, for the papers place them differently.
+    Residual and normalisation are the caller's, for the papers place them differently; `activation` may be another.
     """
 
-    def __init__(self, *, dim: int, inner_dim: int, dropout: float) -> None:
+    def __init__(
+        self, *, dim: int, inner_dim: int, dropout: float, activation: Callable[[Tensor], Tensor] = F.gelu
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.expand = nn.Linear(dim, inner_dim)
         self.contract = nn.Linear(inner_dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The layer's output, without the residual."""
-        inner = self.dropout(F.gelu(self.expand(x)))
+        inner = self.dropout(self.activation(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
         return y
 
@@ -120,6 +125,11 @@ def init_weights_(module: nn.Module) -> None:
             part.weight.fill_(1.0)
         if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
             part.bias.zero_()
+
+
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` out of half precision: for decays, which are exponentials, and whatever is summed along a history."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _keep_or_drop(x: Tensor, probability: float) -> Tensor:
