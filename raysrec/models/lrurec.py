@@ -30,6 +30,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
@@ -183,9 +184,11 @@ class LinearRecurrentUnit(nn.Module):
         return torch.polar(torch.exp(-decay.exp()), angle.exp())
 
     def _take_in(self, x: Float[Tensor, "*shape D"]) -> Complex[Tensor, "*shape E"]:
-        gain = at_least_float32(self.gain_log).exp()
-        values = at_least_float32(self.into(x))
-        return torch.view_as_complex(values.view(*x.shape[:-1], -1, 2) * gain[:, None])
+        # Times the parameters, not times every position; each gain is for two rows, real and imaginary.
+        gain = at_least_float32(self.gain_log).exp().repeat_interleave(2)
+        weight, bias = self.into.weight * gain[:, None], self.into.bias * gain
+        values = at_least_float32(F.linear(x, weight.to(x.dtype), bias.to(x.dtype)))
+        return torch.view_as_complex(values.view(*x.shape[:-1], -1, 2))
 
     def _read_out(self, h: Complex[Tensor, "*shape E"], x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         y: Tensor = self.out(torch.view_as_real(h).flatten(-2).to(x.dtype))

@@ -13,6 +13,7 @@ Source:
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-VALUES_AT_ONCE = {"cpu": 2**17, "cuda": 2**25}
+VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """Values (rows * queries * keys * channels) in one piece: on a CPU, what a cache holds several times."""
 
 _log = logging.getLogger(__name__)
@@ -66,9 +67,8 @@ class _CausalAdditiveAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
         mixed = torch.empty_like(value)
-        for rows, queries, seen in _pieces(query):
-            likeness = _likeness(query[rows, queries], key[rows, seen])
-            alpha = (likeness @ weight).tril_(queries.start)
+        for rows, queries, seen, space in _pieces(query):
+            alpha = (_likeness(query[rows, queries], key[rows, seen], space) @ weight).tril_(queries.start)
             mixed[rows, queries] = alpha @ value[rows, seen]
         ctx.save_for_backward(query, key, value, weight)
         return mixed
@@ -79,33 +79,39 @@ class _CausalAdditiveAttention(torch.autograd.Function):
         query, key, value, weight = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         grad_weight = torch.zeros_like(weight)
-        for rows, queries, seen in _pieces(query):
-            likeness = _likeness(query[rows, queries], key[rows, seen])
+        for rows, queries, seen, space in _pieces(query):
+            likeness = _likeness(query[rows, queries], key[rows, seen], space)
             alpha = (likeness @ weight).tril_(queries.start)
             grad_value[rows, seen] += alpha.mT @ grad[rows, queries]
             grad_alpha = (grad[rows, queries] @ value[rows, seen].mT).tril_(queries.start)
-            pushed = likeness * grad_alpha[..., None]
-            grad_weight += pushed.flatten(0, -2).sum(0)
-            slope = torch.addcmul(pushed, pushed, likeness, value=-1, out=likeness)
+            grad_weight += grad_alpha.flatten() @ likeness.flatten(0, 2)
+            slope = torch.addcmul(likeness, likeness, likeness, value=-1, out=likeness)  # of the sigmoid
+            slope.mul_(grad_alpha[..., None])
             grad_query[rows, queries] = slope.sum(2)
             grad_key[rows, seen] += slope.sum(1)
         return grad_query.mul_(weight), grad_key.mul_(weight), grad_value, grad_weight
 
 
-def _likeness(query: Float[Tensor, "B Q E"], key: Float[Tensor, "B K E"]) -> Float[Tensor, "B Q K E"]:
-    return (query[:, :, None] + key[:, None]).sigmoid_()
+def _likeness(
+    query: Float[Tensor, "B Q E"], key: Float[Tensor, "B K E"], space: Float[Tensor, " values"]
+) -> Float[Tensor, "B Q K E"]:
+    """The sigmoids of all pairs, in memory already paid for: fresh pages cost more than they do."""
+    shape = (query.shape[0], query.shape[1], key.shape[1], key.shape[2])
+    pairs = space[: math.prod(shape)].view(shape)
+    return torch.add(query[:, :, None], key[:, None], out=pairs).sigmoid_()
 
 
-def _pieces(query: Float[Tensor, "B L E"]) -> Iterator[tuple[slice, slice, slice]]:
-    """Rows, queries and the keys that the last of these queries sees."""
+def _pieces(query: Float[Tensor, "B L E"]) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """Rows, queries, the keys that the last of these queries sees, and room for all of these pairs."""
     batch, length, channels = query.shape
-    room = VALUES_AT_ONCE.get(query.device.type, VALUES_AT_ONCE["cuda"]) // channels  # pairs of positions
+    room = VALUES_AT_ONCE.get(query.device.type, 2**25) // channels  # pairs of positions
     queries = max(1, min(length, room // length))
-    rows = max(1, room // (queries * length))
+    rows = max(1, min(batch, room // (queries * length)))
+    space = query.new_empty(rows * queries * length * channels)
     for first_row in range(0, batch, rows):
         for first in range(0, length, queries):
             last = min(first + queries, length)
-            yield slice(first_row, first_row + rows), slice(first, last), slice(0, last)
+            yield slice(first_row, first_row + rows), slice(first, last), slice(0, last), space
 
 
 def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -90,7 +90,7 @@ class _Recurrence(torch.autograd.Function):
         grad_b = grad_h.clone(memory_format=torch.contiguous_format)
         _run(kept.expand_as(h), grad_b, -1)
         if a.ndim == 1:
-            return (grad_b[:, 1:] * before[:, :-1]).sum(dim=(0, 1)), grad_b
+            return _sum_over_positions(grad_b[:, 1:] * before[:, :-1]), grad_b
         grad_a = torch.zeros_like(h)
         torch.mul(grad_b[:, 1:], before[:, :-1], out=grad_a[:, 1:])
         return grad_a, grad_b
@@ -113,6 +113,13 @@ def _run(decay: Tensor, x: Tensor, direction: Literal[1, -1]) -> None:
         rest = length - covered
         _run_chunks(_cut(decay[:, rest:], chunks), _cut(x[:, rest:], chunks), -1)
         _walk(x.unbind(1)[rest::-1], decay.unbind(1)[rest:0:-1])
+
+
+def _sum_over_positions(x: Tensor) -> Tensor:
+    """[B L E] to [E]; torch sums complex numbers one by one, and real ones many at a time."""
+    if x.is_complex():
+        return torch.view_as_complex(torch.view_as_real(x).sum(dim=(0, 1)))
+    return x.sum(dim=(0, 1))
 
 
 def _cut(x: Tensor, chunks: int) -> Tensor:
@@ -143,7 +150,7 @@ def _walk(states: Sequence[Tensor], links: Sequence[Tensor]) -> None:
 def _num_chunks(x: Tensor) -> int:
     """How many chunks run side by side: few enough that operations stay small, and at most what saves operations."""
     batch, length, channels = x.shape
-    room = VALUES_AT_ONCE.get(x.device.type, VALUES_AT_ONCE["cuda"]) // max(1, batch * channels)
+    room = VALUES_AT_ONCE.get(x.device.type, 2**19) // max(1, batch * channels)
     # Three operations per position of a chunk and one per chunk: fewest at the root of three times the length.
     best = int((3 * length) ** 0.5)
     chunks = min(room, best)
