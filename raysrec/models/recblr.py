@@ -11,7 +11,7 @@
         X = LN(FeedForward(Z) + Z)                          SiLU, 4 D inner channels
 
 and the score of item j is X · E_j. There is no final normalisation and no position. The state is one number per inner
-channel and the conv's window: 512 per layer at the paper's sizes, an eighth of Mamba's.
+channel and the conv's window: 512 per layer at the paper's sizes, a ninth of Mamba's.
 
 Source:
     Liu, Lin, Liu, Wang, Caverlee, "Behavior-Dependent Linear Recurrent Units for Efficient Sequential
