@@ -8,9 +8,13 @@ from raysrec.models.bprmf import BPRMF
 from raysrec.models.caser import Caser
 from raysrec.models.echomamba4rec import EchoMamba4Rec
 from raysrec.models.eulerformer import EulerFormer
+from raysrec.models.gru4rec import GRU4Rec
 from raysrec.models.linrec import LinRec
+from raysrec.models.lrurec import LRURec
 from raysrec.models.mamba4rec import Mamba4Rec
+from raysrec.models.narm import NARM
 from raysrec.models.popularity import Popularity
+from raysrec.models.recblr import RecBLR
 from raysrec.models.recgrela import RecGRELA
 from raysrec.models.recmamba import RecMamba
 from raysrec.models.sasrec import SASRec
@@ -19,13 +23,17 @@ from raysrec.models.sigma import SIGMA
 MODELS: dict[str, type[SequenceModel]] = {
     "bprmf": BPRMF,
     "caser": Caser,
+    "narm": NARM,
+    "gru4rec": GRU4Rec,
     "sasrec": SASRec,
     "bert4rec": BERT4Rec,
+    "lrurec": LRURec,
     "mamba4rec": Mamba4Rec,
     "recmamba": RecMamba,
     "linrec": LinRec,
     "echomamba4rec": EchoMamba4Rec,
     "eulerformer": EulerFormer,
+    "recblr": RecBLR,
     "sigma": SIGMA,
     "recgrela": RecGRELA,
     "popularity": Popularity,

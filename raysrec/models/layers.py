@@ -3,6 +3,8 @@
 A block that only one model has lives in that model's file, beside the equations it comes from.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -24,11 +26,13 @@ class ItemEmbedding(nn.Module):
         Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
     """
 
-    def __init__(self, *, num_items: int, dim: int, dropout: float, norm: bool = True) -> None:
+    def __init__(
+        self, *, num_items: int, dim: int, dropout: float, norm: bool = True, norm_eps: float = LAYER_NORM_EPS
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(num_items + 1, dim)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm else nn.Identity()
 
     def forward(
         self, items: Int[Tensor, "*shape"], positions: Float[Tensor, "#*shape D"] | None = None
@@ -81,11 +85,20 @@ class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
     Residual and normalisation are the caller's, for the papers place them differently. `inner_dropout` is the
-    first of the two, where it is not the same as the second.
+    first of the two, where it is not the same as the second; `activation` may be another.
     """
 
-    def __init__(self, *, dim: int, inner_dim: int, dropout: float, inner_dropout: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        inner_dim: int,
+        dropout: float,
+        inner_dropout: float | None = None,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.expand = nn.Linear(dim, inner_dim)
         self.contract = nn.Linear(inner_dim, dim)
         self.inner_dropout = Dropout(dropout if inner_dropout is None else inner_dropout)
@@ -93,7 +106,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The layer's output, without the residual."""
-        inner = self.inner_dropout(F.gelu(self.expand(x)))
+        inner = self.inner_dropout(self.activation(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
         return y
 

@@ -12,7 +12,7 @@ and the score of item j is X · E_j. Norms are Euclidean: |b_j| over a head's ch
 weight depends on all others, those that follow it included.
 
 The attention has three forms. `bidirectional` lets every real position see every other, the paper's formula with
-padding left out. `unmasked` is what the authors' code computes, padding included (n is then the padded length), and is
+padding left out. `unmasked` is what the authors' code computes, padding up to `max_length` included (n is that), and is
 there to explain differences from published numbers. `causal` looks back only, so it learns at every position at once;
 with one layer and norm=feature it has the bidirectional form's state at the last position, with more layers it is
 another model. A norm over the sequence has no causal form. The causal sums could take one more item in constant time,
@@ -42,6 +42,7 @@ from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import init_weights_
 from raysrec.models.transformer import PositionedEmbedding, TransformerConfig, TransformerLayer
+from raysrec.ops.precision import at_least_float32
 from raysrec.schema import Count
 
 _POSITIONS_PER_CHUNK = 40
@@ -76,6 +77,7 @@ class LinRec(SequenceModel):
     def __init__(self, config: LinRecConfig, num_items: int) -> None:
         super().__init__()
         self.form = config.form
+        self.max_length = config.max_length
         self.embedding = PositionedEmbedding(
             num_items=num_items, dim=config.dim, max_length=config.max_length, dropout=config.dropout
         )
@@ -102,14 +104,17 @@ class LinRec(SequenceModel):
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
+        width = history.items.shape[1]
+        history = self._filled(history)
         x: Tensor = self.embedding(history.items)
         seen = None if self.causal else self._seen(history)
         for layer in self.layers:
             x = layer(x, seen)
-        return x
+        return x[:, :width]
 
     def read(self, history: History) -> Float[Tensor, "B D"]:
         """The state after each history's last item; the last layer computes no other."""
+        history = self._filled(history)
         x: Tensor = self.embedding(history.items)
         last_sees = self._seen(history)
         for layer in self.layers[:-1]:
@@ -119,6 +124,10 @@ class LinRec(SequenceModel):
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
         return self.embedding.table.weight
+
+    def _filled(self, history: History) -> History:
+        """The history; where padding is seen, as wide as the authors' batches, which are all of one width."""
+        return history.padded(self.max_length) if self.form == "unmasked" else history
 
     def _seen(self, history: History) -> Bool[Tensor, "B L"]:
         """What the last position sees, and in the forms that look both ways every other, too."""
@@ -144,9 +153,9 @@ class NormalisedAttention(nn.Module):
         """What the positions `at` see of `x`: those of `seen`, or (`at` being `x`) those up to their own if None."""
         query, key, value = self.query(at), self.key(x), self.value(x)
         with torch.autocast(x.device.type, enabled=False):
-            a = F.normalize(self._heads(F.elu(_at_least_float32(query))), dim=-1)
-            b = self._normalised_keys(self._heads(F.elu(_at_least_float32(key))), seen)
-            v = self._heads(_at_least_float32(value))
+            a = F.normalize(self._heads(F.elu(at_least_float32(query))), dim=-1)
+            b = self._normalised_keys(self._heads(F.elu(at_least_float32(key))), seen)
+            v = self._heads(at_least_float32(value))
             products = _products_up_to_own(a, b, v) if seen is None else a @ (b.mT @ v)
             mixed = (products / a.shape[-1] ** 0.5).transpose(1, 2).flatten(-2).to(value.dtype)
         y: Tensor = self.output(mixed)
@@ -178,7 +187,3 @@ def _products_up_to_own(
     sums = b.mT @ v  # [B H N C C]
     products = (a @ b.mT).tril() @ v + a @ (sums.cumsum(2) - sums)
     return products.flatten(2, 3)[:, :, :length]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

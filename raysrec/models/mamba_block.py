@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysrec.ops.precision import at_least_float32
 from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
 from raysrec.ops.short_conv import short_conv, short_conv_step
 
@@ -93,9 +94,5 @@ class MambaBlock(nn.Module):
         """Delta, A, B and C: what the scan forgets, takes in and reads out."""
         r, b, c = self.select(u).split(self.sizes, dim=-1)
         # Decays are exponentials of these two, so they leave half precision here already.
-        delta = F.softplus(_at_least_float32(self.step_size(r)))
-        return delta, -torch.exp(_at_least_float32(self.a_log)), b, c
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        delta = F.softplus(at_least_float32(self.step_size(r)))
+        return delta, -torch.exp(at_least_float32(self.a_log)), b, c

@@ -29,6 +29,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from raysrec.ops.precision import at_least_float32
+
 EPS = 1e-6
 """Added to the mean of the weights, so to their sum once per key."""
 
@@ -73,7 +75,7 @@ def causal_linear_attention(
     """
     _announce()
     with torch.autocast(query.device.type, enabled=False):
-        wide = _at_least_float32(query, key, value)
+        wide = map(at_least_float32, (query, key, value))
         mixed: Tensor = _CausalLinearAttention.apply(*wide, num_heads, rotary, positions_per_chunk)  # type: ignore[no-untyped-call]
         return mixed.to(value.dtype)
 
@@ -98,7 +100,7 @@ def linear_attention_reference(
 
 def initial_linear_attention_state(like: Float[Tensor, "B D"], *, num_heads: int) -> LinearAttentionState:
     """The state before the first position, on the device and (float32 at least) in the precision of `like`."""
-    (like,) = _at_least_float32(like)
+    like = at_least_float32(like)
     batch_size, dim = like.shape
     products = like.new_zeros(batch_size, num_heads, dim // num_heads, dim // num_heads)
     return LinearAttentionState(products, torch.zeros_like(like), like.new_zeros(batch_size, dtype=torch.int64))
@@ -113,7 +115,7 @@ def linear_attention_step(
     rotary: bool = True,
 ) -> tuple[Float[Tensor, "B D"], LinearAttentionState]:
     """Take one more position in constant time and memory: its output and the new state."""
-    q, k, v = _at_least_float32(query, key, value)
+    q, k, v = map(at_least_float32, (query, key, value))
     fq, fk = positive(q), positive(k)
     num_heads = state.products.shape[1]
     turns = _turns(state.position, q.shape[-1], q.dtype) if rotary else None
@@ -140,7 +142,7 @@ def bidirectional_linear_attention(
     A row in which nothing is true gives zeros.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = _at_least_float32(query, key, value)
+        q, k, v = map(at_least_float32, (query, key, value))
         fq, fk = positive(q), positive(k) * mask[..., None]
         turns = _turn_table(q) if rotary else None
         rq, rk, v = (_heads(x, num_heads) for x in (_rotate(fq, turns), _rotate(fk, turns), v))  # [B L H E]
@@ -241,10 +243,6 @@ class _Chunks:
         x = x.view(self.batch, self.number, -1)
         running = x.cumsum(1)
         return (running[:, -1:] - running).view(-1, self.width, self.width)
-
-
-def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.dtype == torch.float64 else x.float() for x in tensors)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
