@@ -15,6 +15,7 @@ from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
 
 NUM_ITEMS = 12
+NUM_USERS = 5
 
 
 def configure(name="recgrela", **settings):
@@ -74,9 +75,9 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_saved_model_comes_back_bit_for_bit(run, name):
-    config = configure(name)
-    model = build_model(config.model, NUM_ITEMS)
-    run.save_model(config, NUM_ITEMS, model.state_dict())
+    config = configure(name, train={"supervision": "last_position"})
+    model = build_model(config.model, NUM_ITEMS, NUM_USERS)
+    run.save_model(config, NUM_ITEMS, model.state_dict(), num_users=NUM_USERS)
     loaded = run.load_model()
     assert type(loaded) is type(model)
     assert not loaded.training

@@ -211,7 +211,7 @@ def test_every_mistake_has_a_line_of_its_own():
 
 def test_an_unknown_model_is_refused_with_the_names_of_all():
     names = ", ".join(MODELS)
-    assert refusal("model.name=mamba") == f"model.name='mamba' is no model; did you mean mamba4rec? known: {names}"
+    assert refusal("model.name=mamba4") == f"model.name='mamba4' is no model; did you mean mamba4rec? known: {names}"
     assert refusal("model.name=qqq") == f"model.name='qqq' is no model; known: {names}"
 
 
@@ -223,8 +223,11 @@ def test_a_missing_model_is_refused_with_the_names_of_all(settings):
 
 
 def test_keys_of_another_model_are_refused_with_its_name():
-    assert refusal("model.d_state=16") == (
-        "model.d_state is a key of model.name=mamba4rec, but not of model.name=recgrela; leave it out"
+    assert refusal("model.parts=all") == (
+        "model.parts is a key of model.name=mamba4rec, but not of model.name=recgrela; leave it out"
+    )
+    assert refusal("model.hidden_dim=16") == (
+        "model.hidden_dim is a key of model.name=narm and gru4rec, but not of model.name=recgrela; leave it out"
     )
 
 

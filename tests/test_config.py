@@ -196,8 +196,10 @@ def test_every_table_and_figure_of_the_papers_has_its_ablations():
         "recgrela-ablation": 6,
         "recgrela-positions": 4,
         "recgrela-gate-activation": 3,
-        "recgrela-length": 4,
+        "recgrela-length": 5,
         "recgrela-heads": 5,
+        "recgrela-dropout": 5,
+        "recgrela-drop-path": 5,
     }
 
 
