@@ -1,5 +1,6 @@
 """The promises that every model keeps, over `MODELS` and over the alternatives that each model's `Config` offers."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import raysrec
 from raysrec.history import HIDDEN, History
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 
@@ -304,3 +306,16 @@ def test_a_new_model_scores_all_items_about_alike(config: ModelConfig) -> None:
     model, history = build_model(config, NUM_ITEMS, NUM_USERS).eval(), history_of(*ROWS)
     scores = model.read(history) @ model.item_vectors().T
     assert scores.abs().max() < 5
+
+
+def test_nothing_outside_the_models_knows_a_model_by_name() -> None:
+    root = Path(raysrec.__file__).parent
+    files = [path for path in root.rglob("*.py") if "models" not in path.relative_to(root).parts]
+    names = "|".join(set(MODELS) - {"popularity"})  # which is also a way to draw negatives, and a row of every table
+    known = re.compile(rf"""["']({names})["']|raysrec\.models\.({names})\b|isinstance\(\w*model\w*,""")
+    assert len(files) > 30
+    assert [f"{path}: {found.group()}" for path in files if (found := known.search(path.read_text()))] == []
+
+
+def test_there_are_all_the_models_of_the_three_papers() -> None:
+    assert len(MODELS) == 16
