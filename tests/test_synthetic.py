@@ -1,11 +1,13 @@
 import hashlib
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raysrec.command_line import load
 from raysrec.config import FIRST_SESSION, SyntheticConfig
 from raysrec.data.synthetic import REPEAT_LAG, _last_step, _walk, best_ndcg, settings_json, synthesize
 
@@ -143,6 +145,13 @@ def test_a_short_memory_scores_below_a_long_one():
     assert best_ndcg(RETURNING, window=10_000) == scores[None]
     with pytest.raises(ValueError, match="shorter than the 8 steps"):
         best_ndcg(RETURNING, window=7)
+
+
+def test_the_lifelong_config_needs_a_memory_longer_than_200():
+    config = load([Path(__file__).parent.parent / "configs" / "lifelong.yaml"], [])
+    assert config.model.max_length == 2_000
+    assert best_ndcg(config.data.synthetic) == pytest.approx(0.458, abs=5e-4)
+    assert best_ndcg(config.data.synthetic, window=200) == pytest.approx(0.346, abs=5e-4)
 
 
 @pytest.mark.parametrize("window", [30, 70, None])
