@@ -102,16 +102,54 @@ class DataConfig(Section):
 class LossConfig(Section):
     """What is minimised."""
 
-    name: Literal["softmax"] = "softmax"
-    """`softmax`: exact cross-entropy over the whole catalogue."""
+    name: Literal["auto", "softmax", "sampled_softmax", "bce", "gbce", "bpr"] = "auto"
+    """`softmax`: exact cross-entropy over the whole catalogue; `sampled_softmax`: over a sample of it, corrected for
+    how likely each item was to be drawn; `bce`, `gbce`, `bpr`: the target against a few negatives. `auto` takes
+    `softmax` while the catalogue is short enough for it, and `sampled_softmax` beyond."""
+    negatives: CountOrZero = 0
+    """Items drawn against each target; 0 takes 4,096 (shared by a micro-batch) for `sampled_softmax`, 256 for `gbce`, 1
+    for `bce` and `bpr`. `in_batch` has the micro-batch's own targets instead."""
+    sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
+    """Which items are drawn: any alike, in proportion to `count ** popularity_power`, or the micro-batch's targets
+    (`sampled_softmax` only)."""
+    popularity_power: NonNegative = 0.75
+    """How far popular items are preferred: 1 is in proportion to their count, 0 not at all."""
+    exclude_history: bool = False
+    """Draw no item that stands in the row's own history (`bce`, `gbce`, `bpr`)."""
+    calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """`gbce`: 0 is `bce`, 1 makes scores calibrated as those of `softmax` (t)."""
+
+    @model_validator(mode="after")
+    def _what_is_drawn_is_used(self) -> "LossConfig":
+        if self.sampling == "in_batch" and self.name not in ("auto", "sampled_softmax"):
+            raise ValueError(f"loss.sampling=in_batch goes with loss.name=sampled_softmax, not with {self.name}")
+        if self.exclude_history and self.name not in ("bce", "gbce", "bpr"):
+            raise ValueError(
+                f"loss.exclude_history is for negatives of one target, but loss.name={self.name} shares its negatives "
+                "or has none; drop it or take bce, gbce or bpr"
+            )
+        return self
+
+
+class ClozeConfig(Section):
+    """Which items of a row are hidden and learned, drawn afresh each epoch."""
+
+    hidden_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Probability that an item is hidden; if none is, the last one is."""
+    only_last_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of rows in which the last item alone is hidden, as when the next item is asked for."""
 
 
 class TrainConfig(Section):
     """What is learned from, in which steps, and for how long."""
 
-    supervision: Literal["every_position", "last_position"] = "every_position"
+    supervision: Literal["every_position", "last_position", "cloze"] = "every_position"
     """`every_position`: one forward pass learns at each position (causal models only); `last_position`: one sample per
-    prefix."""
+    prefix; `cloze`: items hidden among the others (models that fill gaps)."""
+    prefixes_per_user: Literal["all"] | Count = "all"
+    """`last_position`: how many prefixes of a user an epoch learns from, drawn afresh each time."""
+    cloze: ClozeConfig = ClozeConfig()
+    """Which items `cloze` hides."""
     windows: Literal["tile", "overlap", "last"] = "tile"
     """How a history longer than `model.max_length` is cut: side by side at an offset drawn each epoch, overlapping by
     half, or only the last window."""
@@ -162,7 +200,7 @@ class ScaleConfig(Section):
     """How many workers, and what each is given."""
 
     workers: Count = 1
-    """Training processes; at most `data.num_streams`."""
+    """Training processes, at most `data.num_streams` (or processes that rank, where a run is evaluated)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs if the cluster has one for each worker."""
     threads_per_worker: CountOrZero = 0
@@ -236,11 +274,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":
-        if self.scale.workers > self.data.num_streams:
-            raise ValueError(
-                f"scale.workers={self.scale.workers} exceeds data.num_streams={self.data.num_streams}, and a stream is "
-                "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
-            )
         if self.engine.extra and self.engine.name != "deepspeed":
             raise ValueError(
                 f"engine.extra is DeepSpeed's, and engine.name={self.engine.name} would ignore it; "
@@ -250,24 +283,41 @@ class RunConfig(Section):
             raise ValueError(
                 "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
             )
-        if self.train.supervision == "last_position" and self.train.windows != "tile":
-            raise ValueError(
-                f"train.windows={self.train.windows} is how rows are cut for train.supervision=every_position; "
-                "last_position has one row per target, drop train.windows"
-            )
         if self.train.optimizer == "muon" and self.engine.name != "torch":
             raise ValueError(
                 f"train.optimizer=muon needs whole matrices, which engine.name={self.engine.name} cuts up; "
                 "set engine.name=torch or train.optimizer=adam"
             )
-        if self.train.supervision == "every_position" and not self.causal:
+        self._supervision_fits()
+        return self
+
+    def _supervision_fits(self) -> None:
+        supervision, windows = self.train.supervision, self.train.windows
+        # It is asked only what it promises, which no size changes.
+        small = self.model.model_copy(update={"max_length": min(self.model.max_length, 4)})
+        model = build_model(small, num_items=1, num_users=1)
+        if supervision == "every_position" and not model.causal:
             raise ValueError(
                 f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as "
                 "configured sees the items it would have to predict; set train.supervision=last_position"
             )
-        return self
-
-    @property
-    def causal(self) -> bool:
-        """Does the configured model look only backwards?"""
-        return build_model(self.model, num_items=1, num_users=1).causal
+        if supervision == "cloze" and not model.fills_gaps:
+            raise ValueError(
+                f"train.supervision=cloze needs a model that fills gaps, and model.name={self.model.name} does not; "
+                f"set train.supervision={'every' if model.causal else 'last'}_position"
+            )
+        if supervision == "last_position" and windows != "tile":
+            raise ValueError(
+                f"train.windows={windows} is how rows are cut for train.supervision=every_position; "
+                "last_position has one row per target, drop train.windows"
+            )
+        if supervision == "cloze" and windows == "overlap":
+            raise ValueError(
+                "train.windows=overlap gives context to positions that are not learned from, and "
+                "train.supervision=cloze has none; set train.windows=tile"
+            )
+        if supervision != "last_position" and self.train.prefixes_per_user != "all":
+            raise ValueError(
+                f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position, and "
+                f"{supervision} has no prefixes; drop it"
+            )

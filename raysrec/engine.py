@@ -77,6 +77,8 @@ def build_engine(objective: Objective, config: RunConfig, device: torch.device) 
     Raises:
         ValueError: DeepSpeed is asked for and not installed.
     """
+    if not any(parameter.requires_grad for parameter in objective.parameters()):
+        return FixedEngine(objective, device)
     if config.engine.name == "deepspeed":
         return DeepSpeedEngine(objective, config, device)
     return TorchEngine(objective, config, device)
@@ -129,11 +131,11 @@ class TorchEngine:
 
     def weights(self) -> Weights:
         """The whole model, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self._objective.model.state_dict().items()}
+        return _whole_model(self._objective)
 
     def save(self, directory: Path) -> None:
         """Worker 0 writes weights and optimizer; they are the same on all workers."""
-        if dist.is_initialized() and dist.get_rank() != 0:
+        if not _is_first_worker():
             return
         save_file(self.weights(), directory / "weights.safetensors")
         torch.save([optimizer.state_dict() for optimizer in self._optimizers], directory / "optimizer.pt")
@@ -149,6 +151,36 @@ class TorchEngine:
         if is_last or not isinstance(self._wrapped, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._wrapped.no_sync()
+
+
+class FixedEngine:
+    """For a model without parameters: measures the loss of each step and has nothing to update."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._objective = objective
+        self._device = device
+
+    @torch.no_grad()
+    def step(self, batches: Sequence[Batch], *, learning_rate: float) -> StepResult:
+        """The loss of these micro-batches; no rate changes anything."""
+        batches, seen = _agree(batches)
+        loss = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            loss += self._objective(batch.to(self._device)).cpu()
+        return replace(seen, loss=_sum_over_workers(loss))
+
+    def weights(self) -> Weights:
+        """The model's buffers, on the CPU."""
+        return _whole_model(self._objective)
+
+    def save(self, directory: Path) -> None:
+        """Worker 0 writes the buffers; they are the same on all workers."""
+        if _is_first_worker():
+            save_file(self.weights(), directory / "weights.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Every worker reads the same file."""
+        self._objective.model.load_state_dict(load_file(directory / "weights.safetensors"))
 
 
 class DeepSpeedEngine:
@@ -183,7 +215,7 @@ class DeepSpeedEngine:
     def weights(self) -> Weights:
         """The whole model, on the CPU; with stage 3 the shards are gathered first."""
         with self._gathered():
-            return {name: value.detach().cpu().clone() for name, value in self._objective.model.state_dict().items()}
+            return _whole_model(self._objective)
 
     def save(self, directory: Path) -> None:
         """Every worker writes its shard."""
@@ -243,6 +275,14 @@ def _precision(config: EngineConfig, device: torch.device) -> torch.dtype:
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def _whole_model(objective: Objective) -> Weights:
+    return {name: value.detach().cpu().clone() for name, value in objective.model.state_dict().items()}
+
+
+def _is_first_worker() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _num_workers() -> int:

@@ -39,9 +39,6 @@ COVERAGE_K = 10
 UNITS_PER_WORKER = 8
 """Blocks of row groups that each worker ranks: enough that the workers end at about the same time."""
 
-UNLIMITED_STREAMS = f"data.num_streams={2**20}"
-"""Streams bound the workers of a training; ranking has none, and any number of workers."""
-
 
 @dataclass(frozen=True)
 class Ranked:
@@ -80,7 +77,7 @@ def validation_sums(
     groups = data.row_groups()
     mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
     batches = held_out(read(mine), config, from_end=FROM_END["validation"])
-    ranks = [_ranks(model, batch, config, device)[0] for batch in batches]
+    ranks = [_ranks(model, batch.to(device), config)[0] for batch in batches]
     return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
 
 
@@ -91,35 +88,33 @@ def rank_row_groups(
     device = next(model.parameters()).device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
     for batch in held_out(read_directly(groups), config, from_end=FROM_END[split]):
-        ranks, states = _ranks(model, batch, config, device)
-        seen = None if batch.seen is None else batch.seen.to(device)
+        batch = batch.to(device)
+        ranks, states = _ranks(model, batch, config)
         flat = torch.ones(len(batch.users), 1, device=device)
         by_popularity = rank_of_target(
-            flat, popularity, batch.targets.to(device), seen=seen, items_per_chunk=config.evaluate.items_per_chunk
+            flat, popularity, batch.targets, seen=batch.seen, items_per_chunk=config.evaluate.items_per_chunk
         )
         top, _ = top_items(
             states,
             model.item_vectors(),
             min(COVERAGE_K, data.manifest.num_items),
             bias=model.item_bias(),
-            seen=seen,
+            seen=batch.seen,
             items_per_chunk=config.evaluate.items_per_chunk,
         )
         yield Ranked(batch.users, ranks.cpu().numpy(), by_popularity.cpu().numpy(), batch.lengths, top.cpu().numpy())
 
 
 @torch.inference_mode()
-def _ranks(
-    model: SequenceModel, batch: HeldOut, config: RunConfig, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    history = batch.history.to(device)
-    states = model.read(history)
+def _ranks(model: SequenceModel, batch: HeldOut, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks of the targets, and the states they were ranked by."""
+    states = model.read(batch.history)
     ranks = rank_of_target(
         states,
         model.item_vectors(),
-        batch.targets.to(device),
+        batch.targets,
         bias=model.item_bias(),
-        seen=None if batch.seen is None else batch.seen.to(device),
+        seen=batch.seen,
         items_per_chunk=config.evaluate.items_per_chunk,
     )
     return ranks, states
@@ -214,7 +209,7 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: P
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
-    config = load([run.config_file], [*_only_ranking(arguments.overrides), UNLIMITED_STREAMS])
+    config = load([run.config_file], _only_ranking(arguments.overrides))
     if not run.metrics_file.is_file():
         raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
     record = json.loads(run.metrics_file.read_text())

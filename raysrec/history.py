@@ -12,9 +12,10 @@ A model sees a History and never a Batch, so it cannot read the answer. Padding 
 model it cannot reach a real position, and a recurrent state starts clean.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -39,6 +40,11 @@ class History:
         """True at real positions."""
         positions = torch.arange(self.items.shape[1], device=self.items.device)
         return positions < self.lengths[:, None]
+
+    def padded(self, length: int) -> "History":
+        """The same history with padding up to `length` positions; as it is if it has them already."""
+        missing = max(0, length - self.items.shape[1])
+        return replace(self, items=F.pad(self.items, (0, missing)), times=F.pad(self.times, (0, missing)))
 
     def to(self, device: torch.device | str) -> "History":
         """The same history on a device."""

@@ -1,15 +1,58 @@
-"""A Batch in, a loss total and a number of targets out: the module that an engine wraps.
+"""A Batch in, a loss total out: the module that an engine wraps, and the choice of its loss.
 
 The loss and the item table are used inside `forward`, where ZeRO-3 has gathered the parameters.
 """
 
-from jaxtyping import Float
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from raysrec.config import LossConfig
 from raysrec.history import Batch
-from raysrec.losses import softmax_loss
+from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from raysrec.models import SequenceModel
+from raysrec.negatives import ItemDistribution, Negatives, in_batch, popularity, uniform
+
+EXACT_COSTS_AT_MOST = {"cpu": 16, "cuda": 160}
+"""`auto` takes the exact softmax while scoring one state against the catalogue costs at most so many times what
+encoding it does, in multiplications. Matrix products of that shape run a GPU at its full speed, encoders do not."""
+
+SMALLEST_ENCODER = 100_000
+"""Parameters that an encoder counts for at least: below, a step is other work than its products."""
+
+USUAL_NEGATIVES = {"softmax": 0, "sampled_softmax": 4096, "gbce": 256, "bce": 1, "bpr": 1}
+
+
+class ChosenLoss(NamedTuple):
+    """A loss with nothing left open, and why it is this one."""
+
+    config: LossConfig
+    reason: str
+
+
+def choose_loss(config: LossConfig, model: SequenceModel, *, device: str) -> ChosenLoss:
+    """Settle what the configuration leaves open: `auto`, and the usual number of negatives.
+
+    Args:
+        config: As asked for.
+        model: What is trained.
+        device: Type of the device it is trained on, `cpu` or `cuda`.
+    """
+    num_items, dim = model.item_vectors()[1:].shape
+    name, reason = config.name, "as configured"
+    if name == "auto":
+        tables = {id(p) for p in model.parameters() if p.ndim == 2 and len(p) > num_items}
+        encoder = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+        ratio = num_items * dim / max(encoder, SMALLEST_ENCODER)
+        limit = EXACT_COSTS_AT_MOST.get(device, EXACT_COSTS_AT_MOST["cuda"])
+        name = "softmax" if ratio <= limit else "sampled_softmax"
+        reason = (
+            f"scoring {num_items:,} items costs {ratio:.1f} times the encoder; exact up to {limit} times on {device}"
+        )
+    negatives = config.negatives or USUAL_NEGATIVES[name]
+    return ChosenLoss(config.model_copy(update={"name": name, "negatives": min(negatives, num_items)}), reason)
 
 
 class Objective(nn.Module):
@@ -17,16 +60,91 @@ class Objective(nn.Module):
 
     Args:
         model: What is trained.
-        config: Which loss.
+        config: Which loss, settled by `choose_loss`.
+        reads_last: Is each row's only target at its last position (`train.supervision=last_position`)?
+        item_counts: How often each item occurs in training, by its number; None where no loss asks for it.
     """
 
-    def __init__(self, model: SequenceModel, config: LossConfig) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        config: LossConfig,
+        *,
+        reads_last: bool = False,
+        item_counts: Int[Tensor, " V"] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.reads_last = reads_last
+        self._distribution = _distribution(config, len(model.item_vectors()) - 1, item_counts)
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         """Sum over all positions that have a target; divide by `batch.num_targets()` for the mean."""
-        states = self.model.encode(batch.history)
-        learns = batch.targets != 0
-        return softmax_loss(states[learns], self.model.item_vectors(), batch.targets[learns], self.model.item_bias())
+        learned = self._learned(batch)
+        loss = self._loss(learned, batch)
+        penalty = self.model.penalty()
+        # The engine divides by the number of targets over all micro-batches: a mean of penalties remains.
+        return loss if penalty is None else loss + len(learned.targets) * penalty
+
+    def _learned(self, batch: Batch) -> "_Learned":
+        if not self.reads_last:
+            rows, positions = batch.targets.nonzero(as_tuple=True)
+            return _Learned(self.model.encode(batch.history)[rows, positions], batch.targets[rows, positions], rows)
+        every_row = torch.arange(len(batch.targets), device=batch.targets.device)
+        targets = batch.targets[every_row, batch.history.lengths - 1]
+        rows = targets.nonzero().squeeze(1)
+        return _Learned(self.model.read(batch.history)[rows], targets[rows], rows)
+
+    def _loss(self, learned: "_Learned", batch: Batch) -> Float[Tensor, ""]:
+        vectors, bias, config = self.model.item_vectors(), self.model.item_bias(), self.config
+        states, targets, _ = learned
+        if config.name == "softmax":
+            return softmax_loss(states, vectors, targets, bias)
+        if config.name == "sampled_softmax":
+            negatives = self._shared_negatives(targets)
+            counts = negatives.log_expected_counts()
+            return sampled_softmax_loss(states, vectors, targets, negatives.items, bias, log_expected_counts=counts)
+        drawn = self._own_negatives(learned, batch)
+        if config.name == "gbce":
+            return gbce_loss(states, vectors, targets, drawn, bias, calibration=config.calibration)
+        return {"bce": bce_loss, "bpr": bpr_loss}[config.name](states, vectors, targets, drawn, bias)
+
+    def _shared_negatives(self, targets: Int[Tensor, " P"]) -> Negatives:
+        distribution = self._distribution_on(targets.device)
+        if self.config.sampling == "in_batch":
+            return in_batch(targets, distribution)
+        return distribution.draw((self.config.negatives,))
+
+    def _own_negatives(self, learned: "_Learned", batch: Batch) -> Int[Tensor, "P C"]:
+        distribution, shape = (
+            self._distribution_on(learned.targets.device),
+            (len(learned.targets), self.config.negatives),
+        )
+        if not self.config.exclude_history:
+            return distribution.draw(shape).items
+        exclude = torch.cat((batch.history.items.clamp_min(0), batch.targets), dim=1)
+        return distribution.draw(shape, exclude=exclude, rows=learned.rows).items
+
+    def _distribution_on(self, device: torch.device) -> ItemDistribution:
+        if self._distribution.weights.device != device:
+            self._distribution = self._distribution.to(device)
+        return self._distribution
+
+
+class _Learned(NamedTuple):
+    """What is learned from a batch."""
+
+    states: Float[Tensor, "P D"]
+    targets: Int[Tensor, " P"]
+    rows: Int[Tensor, " P"]
+    """The batch's row of each target."""
+
+
+def _distribution(config: LossConfig, num_items: int, item_counts: Tensor | None) -> ItemDistribution:
+    if config.sampling == "uniform":
+        return uniform(num_items)
+    if item_counts is None:
+        raise ValueError(f"loss.sampling={config.sampling} needs to know how often each item occurs")
+    # Items of a batch are targets as often as they occur, whatever power is asked for draws.
+    return popularity(item_counts, 1.0 if config.sampling == "in_batch" else config.popularity_power)

@@ -8,7 +8,8 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import targets_per_epoch
 from raysrec.losses import chunk_sizes
-from raysrec.models import build_model
+from raysrec.models import SequenceModel, build_model
+from raysrec.objective import choose_loss
 from raysrec.ops import kernels
 from raysrec.runtime import threads_per_worker
 
@@ -47,13 +48,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
         model = build_model(config.model, num_items, data.manifest.num_users)
         parameters = sum(p.numel() for p in model.parameters())
         yield "model", f"{config.model.name}, {parameters:,} parameters, {'causal' if model.causal else 'not causal'}"
-        chunks = chunk_sizes(train.batch_targets // config.scale.workers, num_items, on_gpu=use_gpu)
-        table = num_items * config.model.dim
-        yield (
-            "loss",
-            f"{config.loss.name} over {num_items:,} items in chunks of {chunks.targets:,} x {chunks.items:,}: "
-            f"{_megabytes(4 * chunks.targets * chunks.items)} beside {_megabytes(4 * table)} of gradient",
-        )
+        yield "loss", _loss(config, model, num_items, device)
     else:
         yield "model", config.model.name
     cut = f", windows {train.windows}" if train.supervision == "every_position" else ""
@@ -65,6 +60,18 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
     yield "workers", f"{config.scale.workers} on {device}{threads}, {config.data.num_streams} streams"
     yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
+
+
+def _loss(config: RunConfig, model: SequenceModel, num_items: int, device: str) -> str:
+    chosen, reason = choose_loss(config.loss, model, device=device)
+    if chosen.name != "softmax":
+        drawn = "the batch's own targets" if chosen.sampling == "in_batch" else f"{chosen.negatives:,} negatives"
+        return f"{chosen.name} with {drawn}, {chosen.sampling} ({reason})"
+    chunks = chunk_sizes(config.train.batch_targets // config.scale.workers, num_items, on_gpu=device == "cuda")
+    return (
+        f"softmax over {num_items:,} items in chunks of {chunks.targets:,} x {chunks.items:,}: "
+        f"{_megabytes(4 * chunks.scores)} beside {_megabytes(4 * num_items * config.model.dim)} of gradient ({reason})"
+    )
 
 
 def _megabytes(size: int) -> str:

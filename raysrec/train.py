@@ -16,6 +16,7 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import evaluate
+from raysrec.objective import choose_loss
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import Mailbox, shown
@@ -32,8 +33,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         fresh: Throw away what an earlier run of this name left.
 
     Raises:
-        RunError: The directory holds a run of another configuration.
+        RunError: The directory holds a run of another configuration, or there are more workers than streams.
     """
+    _refuse_idle_workers(config)
     run = RunDirectory(config.run_directory)
     data = prepare(config.data)
     if not data.manifest.num_targets:
@@ -49,7 +51,8 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         return run
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
-        print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
+        use_gpu = wants_gpu(config.scale)
+        print(plan(config, data, use_gpu=use_gpu), flush=True)
         state, weights = _train_on_workers(run, data, config)
         run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
         splits = evaluate(run, data, config)
@@ -61,6 +64,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
             "evaluate": config.evaluate.model_dump(mode="json"),
             "training": {
                 "supervision": config.train.supervision,
+                "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
                 "workers": config.scale.workers,
                 "epochs": state.epoch,
                 "best_epoch": state.best_epoch,
@@ -109,6 +113,14 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
         return state, load_file(Path(folder) / "best.safetensors")
 
 
+def _refuse_idle_workers(config: RunConfig) -> None:
+    if config.scale.workers > config.data.num_streams:
+        raise RunError(
+            f"scale.workers={config.scale.workers} exceeds data.num_streams={config.data.num_streams}, and a stream is "
+            "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+        )
+
+
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
     """A run goes on only under the configuration it was begun with."""
     if not run.config_file.is_file():
@@ -125,6 +137,7 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
+    _refuse_idle_workers(config)
     if arguments.dry_run:
         print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
         return

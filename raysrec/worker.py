@@ -23,7 +23,7 @@ from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_r
 from raysrec.evaluate import validation_sums
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model
-from raysrec.objective import Objective
+from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
 from raysrec.runtime import threads_per_worker, tune_allocator
 
@@ -49,15 +49,19 @@ def train_worker(arguments: dict[str, Any]) -> None:
     data = PreparedData.open(arguments["prepared"])
 
     torch.manual_seed(config.train.seed)
-    objective = Objective(build_model(config.model, data.manifest.num_items, data.manifest.num_users), config.loss).to(
-        device
-    )
+    model = build_model(config.model, data.manifest.num_items, data.manifest.num_users)
+    item_counts = torch.from_numpy(data.train_counts())
+    model.set_item_counts(item_counts)
+    loss = choose_loss(config.loss, model, device=device.type)
+    reads_last = config.train.supervision == "last_position"
+    objective = Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device)
     replica = build_model(config.model, data.manifest.num_items, data.manifest.num_users).to(device).eval()
     engine = build_engine(objective, config, device)
     state, best = _restore(engine)
     num_targets = targets_per_epoch(data, config)
     log = _Log(arguments["mailbox"], worker, config, num_targets)
     log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
+    log.note(f"loss  {loss.config.name}: {loss.reason}")
     elapsed_before_s, begun = state.elapsed_s, time.monotonic()
 
     def prefetch(epoch: int) -> Prefetched:

@@ -37,7 +37,7 @@ def test_every_model_can_be_measured(bench, name):
     assert found["supervision"] == ("every_position" if model.causal else "last_position")
     assert found["inference_s"] > 0
     assert ("epoch_s" in found) == (found["parameters"] > 0)
-    assert (found["flops"] + found["other_values"] > 0) == model.reads_items
+    assert found["flops"] + found["other_values"] > 0 or not model.reads_items
     cells = bench._cost_cells(found)
     assert cells["parameters"] == f"{found['parameters']:,}"
 

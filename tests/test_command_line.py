@@ -232,9 +232,23 @@ def test_keys_of_another_model_are_refused_with_its_name():
     ("overrides", "text"),
     [
         (
-            ["scale.workers=5", "data.num_streams=4"],
-            "scale.workers=5 exceeds data.num_streams=4, and a stream is served by one worker; raise data.num_streams "
-            "(this changes the batches) or lower scale.workers",
+            ["train.supervision=cloze"],
+            "train.supervision=cloze needs a model that fills gaps, and model.name=recgrela does not; set "
+            "train.supervision=every_position",
+        ),
+        (
+            ["train.prefixes_per_user=4"],
+            "train.prefixes_per_user=4 is for train.supervision=last_position, and every_position has no prefixes; "
+            "drop it",
+        ),
+        (
+            ["loss.name=bce", "loss.sampling=in_batch"],
+            "loss.sampling=in_batch goes with loss.name=sampled_softmax, not with bce",
+        ),
+        (
+            ["loss.name=softmax", "loss.exclude_history=true"],
+            "loss.exclude_history is for negatives of one target, but loss.name=softmax shares its negatives or "
+            "has none; drop it or take bce, gbce or bpr",
         ),
         (
             ["model.form=bidirectional"],
@@ -277,7 +291,7 @@ def test_an_impossible_combination_is_refused_in_words(overrides, text):
         ("train.epochs=0", "train.epochs=0: input should be greater than or equal to 1"),
         ("train.epochs=2.5", "train.epochs=2.5: input should be a valid integer, got a number with a fractional part"),
         ("train.learning_rate=.inf", "train.learning_rate=inf: input should be a finite number"),
-        ("train.supervision=cloze", "train.supervision='cloze': input should be 'every_position' or 'last_position'"),
+        ("train.schedule=linear", "train.schedule='linear': input should be 'constant' or 'cosine'"),
         ("train.betas=[0.9]", "train.betas=[0.9]: is too short"),
         ("train.betas=0.9", "train.betas=0.9: expected a list, such as [1, 2]"),
         ("data.separator=::", "data.separator={':': None}: expected text; put it in quotes"),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 DATA_SETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "models").glob("*.yaml"))
 PAPERS = sorted(path.stem for path in (CONFIGS / "paper").glob("*.yaml"))
+ABLATIONS = sorted((path.parent.name, path.stem) for path in (CONFIGS / "paper").glob("*/*.yaml"))
 
 
 def shipped(*names, overrides=()):
@@ -43,11 +44,13 @@ configs = st.builds(
 
 
 @given(config=configs)
+@settings(deadline=None)  # a model is built to be asked what it promises
 def test_a_config_survives_json(config):
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @given(config=configs)
+@settings(deadline=None)  # a model is built to be asked what it promises
 def test_a_config_survives_yaml(config):
     assert RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
@@ -75,10 +78,11 @@ def test_a_run_is_named_after_its_data_and_model_unless_told_otherwise():
 
 
 def test_only_the_causal_form_may_learn_at_every_position():
-    assert validate({"model": {"name": "recgrela", "form": "causal"}}).causal
+    validate({"model": {"name": "recgrela", "form": "causal"}})
     for form in ("bidirectional", "unmasked"):
-        config = {"model": {"name": "recgrela", "form": form}, "train": {"supervision": "last_position"}}
-        assert not validate(config).causal
+        validate({"model": {"name": "recgrela", "form": form}, "train": {"supervision": "last_position"}})
+        with pytest.raises(ConfigError, match="every_position needs a causal model"):
+            validate({"model": {"name": "recgrela", "form": form}})
 
 
 @pytest.mark.parametrize(
@@ -108,8 +112,10 @@ def test_a_data_set_loads_alone_and_under_every_model(data_set):
     for name in OVERLAYS:
         config = shipped(data_set, f"models/{name}")
         assert config.model.name == name
-        assert config.model.max_length == alone.model.max_length
-        assert (config.data, config.train, config.scale) == (alone.data, alone.train, alone.scale)
+        assert (config.data, config.scale, config.evaluate) == (alone.data, alone.scale, alone.evaluate)
+        # A model may want another supervision (and nothing to learn needs one epoch): no other way of learning.
+        own = {key: getattr(config.train, key) for key in ("supervision", "prefixes_per_user", "epochs")}
+        assert config.train == alone.train.model_copy(update=own)
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
@@ -180,6 +186,35 @@ def test_a_paper_overlay_leaves_the_data_as_it_is():
         assert all(
             shipped(data_set, f"paper/{name}").data == shipped(data_set).data for name in ("mamba4rec", "recgrela")
         )
+
+
+def test_every_table_and_figure_of_the_papers_has_its_ablations():
+    tables = {folder: [name for other, name in ABLATIONS if other == folder] for folder, _ in ABLATIONS}
+    assert {folder: len(names) for folder, names in tables.items()} == {
+        "mamba4rec-table4": 6,
+        "recgrela-table3": 6,
+        "recgrela-ablation": 6,
+        "recgrela-positions": 4,
+        "recgrela-gate-activation": 3,
+        "recgrela-length": 4,
+        "recgrela-heads": 5,
+    }
+
+
+@pytest.mark.parametrize(("folder", "name"), ABLATIONS)
+def test_an_ablation_changes_the_model_and_nothing_else(folder, name):
+    paper = f"paper/{folder.split('-')[0]}"
+    whole, changed = shipped("ml-1m", paper), shipped("ml-1m", paper, f"paper/{folder}/{name}")
+    assert changed.model_copy(update={"model": whole.model}) == whole
+    assert changed.model.name == whole.model.name
+
+
+@pytest.mark.parametrize("folder", sorted({folder for folder, _ in ABLATIONS}))
+def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_papers(folder):
+    paper = f"paper/{folder.split('-')[0]}"
+    models = [shipped("ml-1m", paper, f"paper/{folder}/{name}").model for other, name in ABLATIONS if other == folder]
+    assert all(one != other for index, one in enumerate(models) for other in models[:index])
+    assert shipped("ml-1m", paper).model in models
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from raysrec.models.layers import Dropout, ItemEmbedding, init_weights_
+from raysrec.models.layers import Dropout, ItemEmbedding, flip_first, init_weights_
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -49,3 +49,20 @@ def test_initial_weights_are_the_papers() -> None:
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert (parts["linear"].bias == 0).all()  # type: ignore[operator]
     assert (parts["embedding"].norm.weight == 1).all()  # type: ignore[union-attr, operator]
+
+
+def test_flipping_reverses_the_first_so_many_and_undoes_itself() -> None:
+    x = torch.arange(15.0).view(3, 5, 1)
+    counts = torch.tensor([0, 3, 5])
+    flipped = flip_first(x, counts)
+    assert flipped[..., 0].tolist() == [[0, 1, 2, 3, 4], [7, 6, 5, 8, 9], [14, 13, 12, 11, 10]]
+    assert torch.equal(flip_first(flipped, counts), x)
+
+
+def test_positions_are_added_to_items_before_the_normalisation() -> None:
+    embedding = ItemEmbedding(num_items=3, dim=4, dropout=0.0)
+    items, positions = torch.tensor([[1, 2]]), torch.randn(2, 4)
+    expected = embedding.norm(embedding.table.weight[1:3] + positions)
+    torch.testing.assert_close(embedding(items, positions)[0], expected)
+    bare = ItemEmbedding(num_items=3, dim=4, dropout=0.0, norm=False)
+    assert torch.equal(bare(items)[0], bare.table.weight[1:3])

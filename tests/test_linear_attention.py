@@ -20,7 +20,9 @@ def inputs(length: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor
     return [torch.randn(3, length, DIM, dtype=dtype, requires_grad=True) for _ in range(3)]
 
 
-def by_all_pairs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def by_all_pairs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, *, rotary: bool = True
+) -> torch.Tensor:
     """The formula as it is printed: every pair of positions, with sines and cosines, masked by `seen` [B L L]."""
     fq, fk = F.elu(q) + 1, F.elu(k) + 1
     length = q.shape[1]
@@ -30,6 +32,8 @@ def by_all_pairs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.
 
     def rotated(x: torch.Tensor) -> torch.Tensor:
         even, odd = x[..., 0::2], x[..., 1::2]
+        if not rotary:
+            return x
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
     def heads(x: torch.Tensor) -> torch.Tensor:
@@ -53,25 +57,35 @@ def assert_same(fast: torch.Tensor, slow: torch.Tensor, tensors: list[torch.Tens
 
 
 # Lengths around the chunk: shorter, one, a whole number, one more, and a last chunk that needs zeros.
+@pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize(("length", "chunk"), [(1, 4), (3, 4), (4, 4), (5, 4), (8, 4), (11, 4), (11, 1), (50, 40)])
-def test_chunks_are_the_recursion(length: int, chunk: int) -> None:
+def test_chunks_are_the_recursion(length: int, chunk: int, rotary: bool) -> None:
     tensors = inputs(length)
-    fast = causal_linear_attention(*tensors, num_heads=HEADS, positions_per_chunk=chunk)
-    assert_same(fast, linear_attention_reference(*tensors, num_heads=HEADS), tensors)
+    fast = causal_linear_attention(*tensors, num_heads=HEADS, rotary=rotary, positions_per_chunk=chunk)
+    assert_same(fast, linear_attention_reference(*tensors, num_heads=HEADS, rotary=rotary), tensors)
 
 
-def test_the_recursion_is_the_masked_product_of_all_pairs() -> None:
+def test_one_head_in_one_chunk_without_rotations_copies_nothing_and_spoils_nothing() -> None:
+    tensors = inputs(5)
+    fast = causal_linear_attention(*tensors, num_heads=1, rotary=False)
+    assert_same(fast, linear_attention_reference(*tensors, num_heads=1, rotary=False), tensors)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_the_recursion_is_the_masked_product_of_all_pairs(rotary: bool) -> None:
     tensors = inputs(11)
     seen = torch.ones(3, 11, 11, dtype=torch.bool).tril()
-    assert_same(linear_attention_reference(*tensors, num_heads=HEADS), by_all_pairs(*tensors, seen), tensors)
+    slow = by_all_pairs(*tensors, seen, rotary=rotary)
+    assert_same(linear_attention_reference(*tensors, num_heads=HEADS, rotary=rotary), slow, tensors)
 
 
-def test_bidirectional_is_the_product_of_all_pairs_that_the_mask_lets_in() -> None:
+@pytest.mark.parametrize("rotary", [True, False])
+def test_bidirectional_is_the_product_of_all_pairs_that_the_mask_lets_in(rotary: bool) -> None:
     tensors = inputs(7)
     mask = torch.rand(3, 7) < 0.6
     mask[:, 0] = True
-    fast = bidirectional_linear_attention(*tensors, mask, num_heads=HEADS)
-    assert_same(fast, by_all_pairs(*tensors, mask[:, None, :].expand(3, 7, 7)), tensors)
+    fast = bidirectional_linear_attention(*tensors, mask, num_heads=HEADS, rotary=rotary)
+    assert_same(fast, by_all_pairs(*tensors, mask[:, None, :].expand(3, 7, 7), rotary=rotary), tensors)
 
 
 def test_a_row_that_sees_nothing_gives_zeros_and_finite_gradients() -> None:

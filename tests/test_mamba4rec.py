@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import yaml
 from torch import Tensor
 
 from raysrec.history import History
-from raysrec.models.mamba4rec import Layer, Mamba4Rec, Mamba4RecConfig, MambaBlock
+from raysrec.models.mamba4rec import Layer, Mamba4Rec, Mamba4RecConfig
 
 ML_1M_ITEMS = 3416
 
@@ -66,28 +67,90 @@ def test_the_residual_carries_the_input_past_a_silent_block() -> None:
         assert bool(differs) == residual
 
 
-def test_the_block_is_its_equations() -> None:
-    # Position by position and channel by channel, as the paper writes them.
-    torch.manual_seed(0)
-    block = MambaBlock(dim=4, d_state=3, d_conv=2, expand=2).double()
-    x = torch.randn(5, 4, dtype=torch.float64)
-    h = torch.zeros(8, 3, dtype=torch.float64)
-    a_before = torch.zeros(8, dtype=torch.float64)
-    expected = []
-    for x_t in x:
-        a, g = (block.into.weight @ x_t).split(8)
-        u = F.silu(block.conv_weight[:, 0] * a_before + block.conv_weight[:, 1] * a + block.conv_bias)
-        r, b, c = (block.select.weight @ u).split([1, 3, 3])
-        delta = F.softplus(block.step_size.weight @ r + block.step_size.bias)
-        h = torch.exp(-delta[:, None] * block.a_log.exp()) * h + torch.outer(delta * u, b)
-        expected.append(block.out.weight @ ((h @ c + block.skip * u) * F.silu(g)))
-        a_before = a
-    torch.testing.assert_close(block(x[None])[0], torch.stack(expected))
-
-
 def test_the_memory_is_4480_numbers_per_layer() -> None:
-    state = Mamba4Rec(Mamba4RecConfig(), 50).initial_state(3)
-    assert [(tuple(one.window.shape), tuple(one.scan.shape)) for one in state] == [((3, 3, 128), (3, 128, 32))]
+    state = Mamba4Rec(Mamba4RecConfig(num_layers=2), 50).initial_state(3)
+    assert [one.window[0].numel() + one.scan[0].numel() for one in state.layers] == [4_480, 4_480]
+
+
+def small(**changes: Any) -> Mamba4Rec:
+    """A small model in float64 with weights that make every part matter."""
+    torch.manual_seed(0)
+    sizes = {"dim": 8, "max_length": 6, "d_state": 4}
+    model = Mamba4Rec(Mamba4RecConfig.model_validate({**sizes, **changes}), 50).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def history_of(*items: int) -> History:
+    row = torch.tensor([items])
+    return History(row, torch.zeros_like(row), torch.tensor([len(items)]))
+
+
+# Table 4 of the paper, counted from its equations for MovieLens-1M.
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 290_944),
+        ({"parts": "block_only"}, 257_600),
+        ({"parts": "no_feed_forward"}, 257_728),
+        ({"positions": "learned"}, 303_744),
+        ({"parts": "no_layer_norm"}, 290_560),
+        ({"num_layers": 2}, 363_072),
+    ],
+    ids=str,
+)
+def test_ablations_have_the_papers_numbers_of_parameters(changes: dict[str, Any], expected: int) -> None:
+    assert size(Mamba4Rec(Mamba4RecConfig.model_validate(changes), ML_1M_ITEMS)) == expected
+
+
+def test_block_only_is_the_mamba_block_of_the_embedding() -> None:
+    model, past = small(parts="block_only"), history_of(3, 1, 4)
+    expected = model.layers[0].mamba(model.embedding(past.items))
+    torch.testing.assert_close(model.encode(past), expected)
+    assert isinstance(model.embedding.norm, torch.nn.LayerNorm)
+
+
+def test_without_feed_forward_the_normalised_block_is_the_output() -> None:
+    model, past = small(parts="no_feed_forward"), history_of(3, 1, 4)
+    layer = model.layers[0]
+    expected = layer.mamba_norm(layer.mamba(model.embedding(past.items)))
+    torch.testing.assert_close(model.encode(past), expected)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_without_layer_norm_nothing_is_normalised_and_the_residuals_stay(num_layers: int) -> None:
+    model, past = small(parts="no_layer_norm", num_layers=num_layers), history_of(3, 1, 4)
+    x = model.embedding.table.weight[past.items]
+    for layer in model.layers:
+        z = layer.mamba(x) + (x if num_layers > 1 else 0)
+        assert layer.feed_forward is not None
+        x = layer.feed_forward(z) + z
+    torch.testing.assert_close(model.encode(past), x)
+    assert not any(isinstance(part, torch.nn.LayerNorm) for part in model.modules())
+
+
+def test_learned_positions_are_added_before_the_embeddings_normalisation() -> None:
+    model, past = small(positions="learned"), history_of(3, 1, 4)
+    assert model.positions is not None
+    x = model.embedding.norm(model.embedding.table.weight[past.items] + model.positions.table.weight[:3])
+    torch.testing.assert_close(model.encode(past), model.layers[0](x))
+
+
+def test_with_positions_a_history_ends_at_max_length_and_without_it_does_not() -> None:
+    for positions in ("none", "learned"):
+        model = small(positions=positions)
+        state = model.initial_state(1)
+        for _ in range(6):
+            _, state = model.step(torch.tensor([7]), state)
+        if positions == "none":
+            model.step(torch.tensor([7]), state)
+            assert model.encode(history_of(*[7] * 7)).shape == (1, 7, 8)
+            continue
+        for ask in (lambda: model.step(torch.tensor([7]), state), lambda: model.encode(history_of(*[7] * 7))):  # noqa: B023
+            with pytest.raises(ValueError, match="position 6 has no vector"):
+                ask()
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

@@ -85,8 +85,13 @@ def padding_leaks(model: SequenceModel) -> bool:
     return bool(model.padding_leaks)
 
 
+def learns(model: SequenceModel) -> bool:
+    """Has the model anything to learn with? A baseline may have no parameters."""
+    return any(True for _ in model.parameters())
+
+
 def next_item_loss(model: SequenceModel, history: History) -> Tensor:
-    """Cross-entropy of the last item of each row given those before it; rows have at least two."""
+    """Cross-entropy of the last item of each row given those before it, and the penalty; rows have at least two."""
     past = [row[: int(n) - 1].tolist() for row, n in zip(history.items, history.lengths, strict=True)]
     before = history_of(*past)
     states = model.read(before)
@@ -94,7 +99,9 @@ def next_item_loss(model: SequenceModel, history: History) -> Tensor:
     scores = states @ model.item_vectors().T
     bias = model.item_bias()
     scores = scores if bias is None else scores + bias
-    return torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    loss = torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
+    penalty = model.penalty()
+    return loss if penalty is None else loss + penalty
 
 
 def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, config: ModelConfig) -> None:
@@ -105,14 +112,9 @@ def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, confi
     assert bias is None or bias.shape == (NUM_ITEMS + 1,)
 
 
-def test_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
+def test_more_padding_changes_no_real_state(model: SequenceModel) -> None:
     short, long = history_of(*ROWS), history_of(*ROWS, length=11)
-    ours, padded = real(model.encode(short), short), real(model.encode(long), long)
-    if padding_leaks(model):
-        with pytest.raises(AssertionError):
-            assert_same_states(ours, padded)
-        return
-    assert_same_states(ours, padded)
+    assert_same_states(real(model.encode(short), short), real(model.encode(long), long))
 
 
 def test_what_stands_in_padding_changes_no_real_state_unless_the_model_says_so(model: SequenceModel) -> None:
@@ -176,14 +178,25 @@ def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:
     history = history_of(*ROWS[:2], *ROWS[3:])
-    next_item_loss(model, history).backward()
+    loss = next_item_loss(model.train(), history)
+    if not learns(model):
+        assert not loss.requires_grad
+        return
+    if not model.causal:
+        # What looks back from the end has seen a single item where the last state is read.
+        loss = loss + sum(states.pow(3).sum() for states in real(model.encode(history), history))
+    loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 
 
 def test_gradients_are_finite_for_a_history_of_one_item(model: SequenceModel) -> None:
     history = history_of([5], [7], length=3)
-    model.train().read(history).square().sum().backward()
+    size = model.train().read(history).square().sum()
+    if not learns(model):
+        assert not size.requires_grad
+        return
+    size.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -191,7 +204,9 @@ def test_two_steps_with_one_seed_are_the_same_to_the_bit(config: ModelConfig) ->
     def trained() -> dict[str, Tensor]:
         torch.manual_seed(3)
         model = build_model(config, NUM_ITEMS, NUM_USERS).train()
-        optimizer = torch.optim.Adam([*model.parameters(), torch.zeros(1)], lr=1e-2)  # a model may have none
+        if not learns(model):
+            pytest.skip("has no parameters, so there are no steps")
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
             optimizer.zero_grad()
             next_item_loss(model, history_of(ROWS[0], ROWS[3])).backward()
@@ -205,17 +220,20 @@ def test_two_steps_with_one_seed_are_the_same_to_the_bit(config: ModelConfig) ->
 def test_dropout_is_for_training_only(config: ModelConfig) -> None:
     model, history = build_model(config, NUM_ITEMS, NUM_USERS), history_of(*ROWS)
     model.train()
-    assert not torch.equal(model.encode(history), model.encode(history))
+    # What reads no items has nothing to drop.
+    assert torch.equal(model.encode(history), model.encode(history)) == (not model.reads_items)
     model.eval()
     assert torch.equal(model.encode(history), model.encode(history))
 
 
 def test_a_few_histories_can_be_memorised(config: ModelConfig) -> None:
-    # Only the first two items together tell a row's last; the two just before it are the same in all rows.
-    rows = [[a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
+    # Only the second and third items together tell a row's last; the others are the same in all rows.
+    rows = [[8, a, b, 1, 2, 10 + 3 * i + j] for i, a in enumerate((3, 4)) for j, b in enumerate((5, 6, 7))]
     certain = {key: 0.0 for key in type(config).model_fields if key.startswith("drop")}
     model = build_model(config.model_copy(update=certain), NUM_ITEMS, NUM_USERS).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    if not learns(model):
+        pytest.skip("has no parameters to memorise with")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(500):
         optimizer.zero_grad()
         loss = next_item_loss(model, history_of(*rows))
@@ -254,7 +272,7 @@ def test_bfloat16_runs_and_stays_close(model: SequenceModel, how: str) -> None:
         states = model.to(torch.bfloat16).encode(history)
     for rough, truth in zip(real(states.float(), history), exact, strict=True):
         # Eight bits of mantissa through several layers: a few percent of the states' size.
-        assert (rough - truth).norm() < 0.05 * truth.norm()
+        assert (rough - truth).norm() <= 0.05 * truth.norm()
 
 
 def test_stepping_is_encoding(model: SequenceModel) -> None:

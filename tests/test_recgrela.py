@@ -1,16 +1,19 @@
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 
 from raysrec.history import History
-from raysrec.models.recgrela import DropPath, RecGRELA, RecGRELAConfig
+from raysrec.models.recgrela import DropPath, GatedAttention, RecGRELA, RecGRELAConfig
 
 
-def model_of(form: str, num_blocks: int, seed: int = 0) -> RecGRELA:
+def model_of(form: str, num_blocks: int, seed: int = 0, **changes: Any) -> RecGRELA:
     """A small model in float64 with weights that make the attention matter; the same weights whatever the form."""
     torch.manual_seed(seed)
     sizes = {"num_blocks": num_blocks, "dim": 16, "mlp_dim": 32, "max_length": 50}
-    config = RecGRELAConfig.model_validate({"form": form, **sizes})
+    config = RecGRELAConfig.model_validate({"form": form, **sizes, **changes})
     model = RecGRELA(config, num_items=30).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -117,3 +120,111 @@ def test_drop_path_leaves_out_whole_histories_and_keeps_the_mean() -> None:
 def test_drop_path_outside_training_is_nothing() -> None:
     x = torch.randn(3, 2)
     assert DropPath(0.5).eval()(x) is x
+
+
+def written_out(part: GatedAttention, x: torch.Tensor, changes: dict[str, Any]) -> torch.Tensor:
+    """Causal gated attention of one history [L D] as its equations stand, pair by pair, with what was changed."""
+    length, dim = x.shape
+    u = part.input(x) if changes.get("input_gate", True) else x
+    q, k = F.elu(part.query(u)) + 1, F.elu(part.key(u)) + 1
+    v = part.value(u) if changes.get("values") == "projection" else u
+    rates = 10_000.0 ** -(torch.arange(0, dim, 2, dtype=x.dtype) / dim)
+    turns = torch.polar(torch.ones(length, dim // 2, dtype=x.dtype), torch.arange(length)[:, None] * rates)
+    rotary = changes.get("positions", "rotary") == "rotary"
+
+    def rotated(y: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(torch.view_as_complex(y.view(length, -1, 2)) * turns).flatten(-2) if rotary else y
+
+    out = torch.zeros_like(x)
+    for head in torch.arange(dim).chunk(4):
+        over = (rotated(q)[:, head] @ rotated(k)[:, head].T).tril() @ v[:, head]
+        under = (q[:, head] @ k[:, head].T).tril().sum(-1) + 1e-6 * torch.arange(1, length + 1)
+        out[:, head] = over / under[:, None]
+    if changes.get("local_shortcut", True):
+        assert part.conv_weight is not None
+        taps = F.pad(v, (0, 0, 3, 0)).unfold(0, 4, 1)  # [L D 4]
+        out = out + F.silu((taps * part.conv_weight).sum(-1) + part.conv_bias)
+    activation = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}.get(changes.get("gate", "silu"))
+    if activation:
+        assert part.gate is not None
+        out = out * activation(part.gate(x))
+    y: torch.Tensor = part.output(out)
+    return y
+
+
+# Each ablation of the paper's table and figures, and how many parameters the default's four blocks lose or win with it.
+LINEAR, CONV = 64 * 64 + 64, 64 * 4 + 64
+ABLATIONS = [
+    ({}, 0),
+    ({"values": "projection", "input_gate": False}, 0),
+    ({"values": "projection", "gate": "none"}, 0),
+    ({"values": "projection"}, 4 * LINEAR),
+    ({"input_gate": False}, -4 * LINEAR),
+    ({"gate": "none"}, -4 * LINEAR),
+    ({"gate": "relu"}, 0),
+    ({"gate": "gelu"}, 0),
+    ({"positions": "none"}, 0),
+    ({"positions": "learned"}, 200 * 64),
+    ({"positions": "sinusoidal"}, 0),
+    ({"local_shortcut": False}, -4 * CONV),
+    ({"drop_path": 0.0}, 0),
+]
+
+
+@pytest.mark.parametrize(("changes", "more"), ABLATIONS, ids=str)
+def test_an_ablation_changes_what_it_says(changes: dict[str, Any], more: int) -> None:
+    part, x = model_of("causal", 1, **changes).blocks[0].attention, torch.randn(7, 16, dtype=torch.float64)
+    torch.testing.assert_close(part(x[None], None)[0], written_out(part, x, changes))
+    model = RecGRELA(RecGRELAConfig.model_validate(changes), num_items=3_416)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 436_672 + more
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in ABLATIONS], ids=str)
+def test_an_ablation_steps_as_it_encodes(changes: dict[str, Any]) -> None:
+    past, model = history(length=9, padding=0), model_of("causal", 2, **changes)
+    state, states = model.initial_state(3), []
+    for position in range(9):
+        output, state = model.step(past.items[:, position], state)
+        states.append(output)
+    torch.testing.assert_close(torch.stack(states, dim=1), model.encode(past))
+
+
+@pytest.mark.parametrize("local_shortcut", [True, False])
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_only_rotations_and_the_shortcut_tell_the_order_of_items(positions: str, local_shortcut: bool) -> None:
+    model = model_of("causal", 1, positions=positions, local_shortcut=local_shortcut)
+    # What lies beyond the shortcut's four positions is told apart by rotations alone, the rest by either.
+    near, far = ([5, 4, 3, 2, 1, 7], [5, 4, 3, 1, 2, 7]), ([5, 4, 3, 2, 1, 7], [4, 5, 3, 2, 1, 7])
+    for pair, expected in ((near, positions == "rotary" or local_shortcut), (far, positions == "rotary")):
+        one, other = (
+            model.read(History(torch.tensor([row]), torch.zeros(1, 6, dtype=torch.long), torch.tensor([6])))
+            for row in pair
+        )
+        assert torch.allclose(one, other, atol=1e-9) != expected
+
+
+def test_the_embedding_takes_positions_before_dropout_and_normalisation() -> None:
+    past = history(length=5, padding=0)
+    for kind in ("learned", "sinusoidal"):
+        model = model_of("causal", 1, positions=kind)
+        assert model.positions is not None
+        vectors = model.embedding.norm(model.embedding.table.weight[past.items] + model.positions.first(5))
+        torch.testing.assert_close(model.encode(past), model.blocks[0](vectors, None))
+
+
+def test_learned_positions_end_at_max_length_and_sines_do_not() -> None:
+    past = history(length=51, padding=0)
+    assert model_of("causal", 1, positions="sinusoidal").encode(past).shape == (3, 51, 16)
+    model = model_of("causal", 1, positions="learned")
+    with pytest.raises(ValueError, match="position 50 has no vector"):
+        model.encode(past)
+    state = model.initial_state(3)
+    for position in range(50):
+        _, state = model.step(past.items[:, position], state)
+    with pytest.raises(ValueError, match="position 50 has no vector"):
+        model.step(past.items[:, 50], state)
+
+
+def test_without_the_shortcut_the_memory_has_no_window() -> None:
+    (block,) = RecGRELA(RecGRELAConfig(num_blocks=1, local_shortcut=False), num_items=5).initial_state(2)
+    assert block.window.shape == (2, 0, 64)

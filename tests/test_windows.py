@@ -32,11 +32,35 @@ def test_every_target_is_learned_from_exactly_once(cut, counts, max_length, seed
 
 @given(counts=counts_lists, max_length=st.integers(1, 20))
 def test_prefixes_have_every_target_once_with_all_the_context_there_is(counts, max_length):
-    prefixes = Prefixes(counts, max_length)
+    prefixes = Prefixes(counts, max_length, rng=np.random.default_rng(0))
     windows = prefixes.take(np.arange(len(prefixes)))
     assert targets_of(windows) == all_targets(counts)
     assert (windows.num_targets == 1).all()
     assert (windows.lengths == np.minimum(windows.stops, max_length)).all()
+
+
+@given(counts=counts_lists, per_user=st.integers(1, 70), seed=st.integers(0, 50))
+def test_a_few_prefixes_of_each_user_are_distinct(counts, per_user, seed):
+    prefixes = Prefixes(counts, 10, per_user=per_user, rng=np.random.default_rng(seed))
+    windows = prefixes.take(np.arange(len(prefixes)))
+    assert set(targets_of(windows).values()) <= {1}
+    assert Counter(windows.rows.tolist()) == {
+        row: min(count, per_user) for row, count in enumerate(counts.tolist()) if count
+    }
+    assert (windows.stops <= counts[windows.rows]).all()
+
+
+def test_prefixes_are_drawn_afresh_and_each_as_often_as_another():
+    counts, often = np.array([7, 3, 20]), Counter()
+    draws = 3000
+    rng = np.random.default_rng(0)
+    for _ in range(draws):
+        prefixes = Prefixes(counts, 10, per_user=3, rng=rng)
+        often.update(targets_of(prefixes.take(np.arange(len(prefixes)))))
+    for (row, _), times in often.items():
+        share = 3 / counts[row]
+        assert abs(times - draws * share) <= 5 * (draws * share * (1 - share)) ** 0.5
+    assert len(often) == counts.sum()
 
 
 @pytest.mark.parametrize("cut", list(WINDOWS.values()))

@@ -4,16 +4,17 @@ Everything here is a pure function of its arguments; reading ahead and threads l
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from raysrec.config import TrainConfig
+from raysrec.data.cloze import BoolArray, draw_hidden, share_of_targets
 from raysrec.data.order import even_cuts
-from raysrec.data.windows import WINDOWS, IntArray, Prefixes, Samples, Windows, num_training_positions
-from raysrec.history import Batch, History
+from raysrec.data.windows import IntArray, Samples, Windows, training_samples
+from raysrec.history import HIDDEN, Batch, History
 
 GROUPED_BATCHES = 64
 """Batches of a stream that are sorted by length together: more pads less, fewer mixes lengths better over time."""
@@ -60,6 +61,11 @@ class HeldOut:
     lengths: IntArray
     """Interactions before the target, not cut to `max_length` [B]."""
 
+    def to(self, device: torch.device) -> "HeldOut":
+        """The same users, their tensors on a device."""
+        seen = None if self.seen is None else self.seen.to(device)
+        return replace(self, history=self.history.to(device), targets=self.targets.to(device), seen=seen)
+
 
 def training_batches(
     histories: Histories, config: TrainConfig, *, max_length: int, batch_targets: int, rng: np.random.Generator
@@ -73,15 +79,19 @@ def training_batches(
         batch_targets: Targets of one step of this stream.
         rng: Fixes offsets and order.
     """
-    counts = num_training_positions(histories.lengths)
-    samples: Samples
-    if config.supervision == "last_position":
-        samples = Prefixes(counts, max_length)
-    else:
-        samples = WINDOWS[config.windows](counts, max_length, rng)
+    samples = training_samples(histories.lengths, config, max_length=max_length, rng=rng)
+    if config.supervision == "cloze":
+        batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
     for windows in grouped_by_length(samples, batch_targets=batch_targets, rng=rng):
-        parts = micro_batches(windows.lengths, config.micro_batch_tokens)
-        yield [collate(histories, windows.take(part)) for part in parts]
+        hidden = draw_hidden(windows.lengths, config.cloze, rng) if config.supervision == "cloze" else None
+        batches = []
+        for part in micro_batches(windows.lengths, config.micro_batch_tokens):
+            rows = windows.take(part)
+            if hidden is None:
+                batches.append(collate(histories, rows))
+            else:
+                batches.append(collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())]))
+        yield batches
 
 
 def grouped_by_length(samples: Samples, *, batch_targets: int, rng: np.random.Generator) -> Iterator[Windows]:
@@ -116,6 +126,15 @@ def collate(histories: Histories, windows: Windows) -> Batch:
     learns = real & (positions >= (histories.offsets[windows.rows] + windows.learn_from)[:, None])
     following = histories.items[np.minimum(positions + 1, len(histories.items) - 1)]
     return Batch(_history(histories, windows, positions, real), torch.from_numpy(np.where(learns, following, 0)))
+
+
+def collate_cloze(histories: Histories, windows: Windows, hidden: BoolArray) -> Batch:
+    """One row per window, in which the items at `hidden` [B L] are replaced by HIDDEN and are the targets."""
+    positions, real = _positions(histories, windows)
+    history = _history(histories, windows, positions, real)
+    where = torch.from_numpy(hidden)
+    targets = history.items.where(where, 0)
+    return Batch(replace(history, items=history.items.masked_fill(where, HIDDEN)), targets)
 
 
 def held_out_batches(

@@ -14,9 +14,10 @@ import pyarrow as pa
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
 from raysrec.data.catalog import PreparedData
+from raysrec.data.cloze import expected_targets
 from raysrec.data.order import deal_row_groups, pools, reading_order, streams_of_worker
 from raysrec.data.reading import Reader, read_directly
-from raysrec.data.windows import num_training_positions
+from raysrec.data.windows import training_samples
 from raysrec.history import Batch
 
 STEPS_AHEAD = 16
@@ -48,11 +49,18 @@ def epoch_steps(
 
 
 def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:
-    """How many targets an epoch learns from: all of the data's, unless only the last window of each user is read."""
-    if config.train.supervision == "last_position" or config.train.windows != "last":
+    """How many targets an epoch learns from; with `cloze`, which draws them, on average."""
+    train = config.train
+    every_one = {"every_position": train.windows != "last", "last_position": train.prefixes_per_user == "all"}
+    if every_one.get(train.supervision):
         return data.manifest.num_targets
-    lengths = (Histories.of([table]).lengths for table in read_directly(data.row_groups()))
-    return sum(int(np.minimum(num_training_positions(part), config.model.max_length).sum()) for part in lengths)
+    total, rng = 0.0, np.random.default_rng(0)
+    for table in read_directly(data.row_groups()):
+        samples = training_samples(Histories.of([table]).lengths, train, max_length=config.model.max_length, rng=rng)
+        rows = samples.take(np.arange(len(samples)))
+        cloze = train.supervision == "cloze"
+        total += float(expected_targets(rows.lengths, train.cloze).sum() if cloze else rows.num_targets.sum())
+    return round(total)
 
 
 def held_out(tables: Iterable[pa.Table], config: RunConfig, *, from_end: int) -> Iterator[HeldOut]:

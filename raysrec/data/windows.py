@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raysrec.config import TrainConfig
+
 HELD_OUT = 2
 """Interactions at a user's end that are never learned from: one to validate, one to test."""
 
@@ -112,25 +114,54 @@ class Prefixes:
     Args:
         counts: Training positions of each history.
         max_length: Longest prefix (L); older items are cut off.
+        per_user: At most so many prefixes of each history, equally far apart from a random start, so that each
+            target of the history is as likely as any other to be among them; None takes all.
+        rng: Draws the starts.
     """
 
-    def __init__(self, counts: IntArray, max_length: int) -> None:
-        self._ends = np.cumsum(counts)
-        self._counts = counts
+    def __init__(
+        self, counts: IntArray, max_length: int, *, per_user: int | None = None, rng: np.random.Generator
+    ) -> None:
+        taken = counts if per_user is None else np.minimum(counts, per_user)
+        self._ends = np.cumsum(taken)
+        self._firsts = self._ends - taken
+        self._distance = counts / np.maximum(taken, 1)
+        # Below 1, so that where all are taken, at a distance of 1, it changes nothing.
+        self._starts = rng.random(len(counts)) * self._distance
         self._max_length = max_length
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def take(self, indices: IntArray) -> Windows:
-        """The prefixes at these indices; index i is the i-th target, user after user."""
+        """The prefixes at these indices; they go on user after user, oldest target first."""
         rows = np.searchsorted(self._ends, indices, side="right")
-        position = indices - (self._ends - self._counts)[rows]
+        turn = indices - self._firsts[rows]
+        position = np.floor(turn * self._distance[rows] + self._starts[rows]).astype(np.int64)
         return Windows(rows, np.maximum(position + 1 - self._max_length, 0), position + 1, position)
 
 
 Samples = Windows | Prefixes
 """All windows of some histories, perhaps never in memory at once: a length, and `take(indices)`."""
+
+
+def training_samples(lengths: IntArray, config: TrainConfig, *, max_length: int, rng: np.random.Generator) -> Samples:
+    """Everything that an epoch learns from, in these histories.
+
+    Args:
+        lengths: Interactions of each history, the held-out ones included.
+        config: Supervision and how histories are cut.
+        max_length: Longest row (L).
+        rng: Draws offsets and prefixes.
+    """
+    counts = num_training_positions(lengths)
+    if config.supervision == "last_position":
+        per_user = None if config.prefixes_per_user == "all" else config.prefixes_per_user
+        return Prefixes(counts, max_length, per_user=per_user, rng=rng)
+    if config.supervision == "cloze":
+        # A hidden item needs none that follows it: the last one to learn from is itself part of the row.
+        counts = np.maximum(lengths - HELD_OUT, 0)
+    return WINDOWS[config.windows](counts, max_length, rng)
 
 
 def _repeat(counts: IntArray) -> tuple[IntArray, IntArray]:

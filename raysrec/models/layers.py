@@ -1,19 +1,23 @@
-"""Blocks that at least two models use verbatim: item embedding, feed-forward, dropout, and the papers' initialisation.
+"""Blocks that at least two models use verbatim: embeddings, feed-forward, dropout, and initial values.
 
 A block that only one model has lives in that model's file, beside the equations it comes from.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from raysrec.ops.dropout import keep_or_drop, random_bits
+
 LAYER_NORM_EPS = 1e-12
 """RecBole's value, and so the papers': small enough that a constant vector is divided by almost nothing."""
 
 
 class ItemEmbedding(nn.Module):
-    """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids]))``.
+    """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids] + P))``, or without P.
 
     `table` is also what states are scored against. Row 0 stands at padded positions; it is a vector like any
     other, so whoever reads positions must see that padded ones reach no real state.
@@ -22,16 +26,28 @@ class ItemEmbedding(nn.Module):
         Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
     """
 
-    def __init__(self, *, num_items: int, dim: int, dropout: float) -> None:
+    def __init__(
+        self, *, num_items: int, dim: int, dropout: float, norm: bool = True, norm_eps: float = LAYER_NORM_EPS
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(num_items + 1, dim)
         self.dropout = Dropout(dropout)
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm else nn.Identity()
 
-    def forward(self, items: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
-        """Vectors of items, one per id."""
-        vectors: Tensor = self.norm(self.dropout(self.table(items)))
-        return vectors
+    def forward(
+        self, items: Int[Tensor, "*shape"], positions: Float[Tensor, "#*shape D"] | None = None
+    ) -> Float[Tensor, "*shape D"]:
+        """Vectors of items, one per id.
+
+        Args:
+            items: Ids.
+            positions: What is added to them first, if anything (P).
+        """
+        vectors: Tensor = self.table(items)
+        if positions is not None:
+            vectors = vectors + positions.to(vectors.dtype)
+        normed: Tensor = self.norm(self.dropout(vectors))
+        return normed
 
 
 class UserEmbedding(nn.Module):
@@ -68,20 +84,39 @@ class UserEmbedding(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, the same at every position: ``Drop(W2 Drop(GELU(W1 x + b1)) + b2)``.
 
-    Residual and normalisation are the caller's, for the papers place them differently.
+    Residual and normalisation are the caller's, for the papers place them differently. `inner_dropout` is the
+    first of the two, where it is not the same as the second; `activation` may be another.
     """
 
-    def __init__(self, *, dim: int, inner_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        inner_dim: int,
+        dropout: float,
+        inner_dropout: float | None = None,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.expand = nn.Linear(dim, inner_dim)
         self.contract = nn.Linear(inner_dim, dim)
+        self.inner_dropout = Dropout(dropout if inner_dropout is None else inner_dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         """The layer's output, without the residual."""
-        inner = self.dropout(F.gelu(self.expand(x)))
+        inner = self.inner_dropout(self.activation(self.expand(x)))
         y: Tensor = self.dropout(self.contract(inner))
         return y
+
+
+def flip_first(x: Float[Tensor, "B L D"], counts: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
+    """Each row with its first `counts` positions in reverse order and the others where they are."""
+    positions = torch.arange(x.shape[1], device=x.device)
+    last = counts[:, None] - 1
+    source = torch.where(positions <= last, last - positions, positions)
+    return x.gather(1, source[..., None].expand_as(x))
 
 
 class Dropout(nn.Module):
@@ -101,7 +136,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.probability)
-        return x * _keep_or_drop(x, self.probability)
+        return x * keep_or_drop(random_bits(x.shape), self.probability, dtype=x.dtype)
 
 
 @torch.no_grad()
@@ -120,12 +155,3 @@ def init_weights_(module: nn.Module) -> None:
             part.weight.fill_(1.0)
         if isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is not None:
             part.bias.zero_()
-
-
-def _keep_or_drop(x: Tensor, probability: float) -> Tensor:
-    """Zeros where `x` is dropped and 1 / (share kept) where it is kept."""
-    dropped = min(round(65_536 * probability), 65_535)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = torch.ge(bits, dropped - 32_768, out=torch.empty_like(x, memory_format=torch.contiguous_format))
-    return keep.mul_(65_536 / (65_536 - dropped))

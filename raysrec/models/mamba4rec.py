@@ -8,12 +8,13 @@
 
 and the score of item j is X · E_j. There is no final normalisation. Order needs no position vectors, for the Mamba
 block is a recurrence: it looks back only, learns at every position at once, and serves with constant memory (4,480
-numbers per layer at the papers' sizes).
+numbers per layer at the papers' sizes, and how many items there were).
+
+The paper's ablations are settings: `num_layers`, `positions`, and `parts`.
 
 Source:
     Liu, Lin, Wang, Liu, Caverlee, "Mamba4Rec: Towards Efficient Sequential Recommendation with Selective State Space
-    Models", arXiv:2403.03900, 2024; the authors' code, chengkai-liu/Mamba4Rec at 44a0c84; the block is Gu and Dao,
-    "Mamba", 2023, as in state-spaces/mamba at e9594ce.
+    Models", arXiv:2403.03900, 2024; the authors' code, chengkai-liu/Mamba4Rec at 44a0c84.
 
 Departures:
     * The model learns at every position of a history instead of on one prefix per sample (`train.supervision`);
@@ -23,23 +24,22 @@ Departures:
     * `mamba_init=library` gives Mamba's own initial values. The authors' code, and the default here, writes over
       them: their initialisation runs through the whole model and reaches the linear layers inside the block, which
       sets all step sizes near softplus(0) = 0.69. The published numbers start there.
-    * The conv's weights, A and the step sizes' bias are named after what they are, not as in the library, and the
-      taps have no middle dimension of size one.
+    * The text leaves open where two ablations end. Here `block_only` keeps the embedding's dropout and normalisation,
+      and `no_layer_norm` removes all three normalisations, the embedding's with them.
+    * Learned positions end at `max_length`; a longer history is refused, in `step` as in `encode`.
 """
 
-import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
-from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
-from raysrec.ops.short_conv import short_conv, short_conv_step
+from raysrec.models.mamba_block import MambaBlock, MambaState
+from raysrec.models.positions import LearnedPositions
 from raysrec.schema import Count
 
 
@@ -59,15 +59,20 @@ class Mamba4RecConfig(ModelConfig):
     """Where the Mamba blocks start. `init02`, as in the papers' code: linear weights N(0, 0.02²) and biases 0, so every
     step size Delta is about 0.69 and the slowest memory halves with each item. `library`, Mamba's own: Delta is
     spread log-uniformly over 0.001 to 0.1, and memories begin tens to a thousand items long."""
+    positions: Literal["none", "learned"] = "none"
+    """Vectors added to the items': none, or one per position, learned (the paper's "w/ PE")."""
+    parts: Literal["all", "no_feed_forward", "no_layer_norm", "block_only"] = "all"
+    """What there is of the model, for the paper's ablations: everything, no feed-forward network (nor its
+    normalisation), no LayerNorm anywhere, or layers of a bare Mamba block: no dropout, residual or normalisation."""
 
 
-class MambaState(NamedTuple):
-    """What one Mamba block remembers of a history, however long it is."""
+class Memory(NamedTuple):
+    """What the model remembers of histories, however long they are."""
 
-    window: Float[Tensor, "B K-1 E"]
-    """The last inputs of the short convolution, oldest first."""
-    scan: Float[Tensor, "B E S"]
-    """The state of the selective scan."""
+    position: Int[Tensor, " B"]
+    """How many items were taken, which is the position of the next."""
+    layers: list[MambaState]
+    """One state per Mamba block."""
 
 
 class Mamba4Rec(SequenceModel):
@@ -77,7 +82,12 @@ class Mamba4Rec(SequenceModel):
 
     def __init__(self, config: Mamba4RecConfig, num_items: int) -> None:
         super().__init__()
-        self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
+        self.embedding = ItemEmbedding(
+            num_items=num_items, dim=config.dim, dropout=config.dropout, norm=config.parts != "no_layer_norm"
+        )
+        self.positions = (
+            LearnedPositions(max_length=config.max_length, dim=config.dim) if config.positions == "learned" else None
+        )
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(
                 dim=config.dim,
@@ -86,6 +96,7 @@ class Mamba4Rec(SequenceModel):
                 expand=config.expand,
                 dropout=config.dropout,
                 residual=config.num_layers > 1,
+                parts=config.parts,
             )
             for _ in range(config.num_layers)
         )
@@ -101,7 +112,8 @@ class Mamba4Rec(SequenceModel):
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
-        x: Tensor = self.embedding(history.items)
+        positions = self.positions.first(history.items.shape[1]) if self.positions else None
+        x: Tensor = self.embedding(history.items, positions)
         for layer in self.layers:
             x = layer(x)
         return x
@@ -115,31 +127,56 @@ class Mamba4Rec(SequenceModel):
         """A state takes one more item in constant time."""
         return True
 
-    def initial_state(self, batch_size: int) -> list[MambaState]:
-        """The memory of users who have no history yet, one per layer."""
-        return [layer.mamba.initial_state(batch_size) for layer in self.layers]
+    def initial_state(self, batch_size: int) -> Memory:
+        """The memory of users who have no history yet."""
+        layers = [layer.mamba.initial_state(batch_size) for layer in self.layers]
+        return Memory(layers[0].scan.new_zeros(batch_size, dtype=torch.int64), layers)
 
-    def step(self, items: Int[Tensor, " B"], state: list[MambaState]) -> tuple[Float[Tensor, "B D"], list[MambaState]]:
-        """Take one more item per user."""
-        x: Tensor = self.embedding(items)
+    def step(self, items: Int[Tensor, " B"], state: Memory) -> tuple[Float[Tensor, "B D"], Memory]:
+        """Take one more item per user.
+
+        Raises:
+            ValueError: Positions are learned, and one of the users has had `max_length` items already.
+        """
+        positions = self.positions.at(state.position) if self.positions else None
+        x: Tensor = self.embedding(items, positions)
         after = []
-        for layer, before in zip(self.layers, state, strict=True):
+        for layer, before in zip(self.layers, state.layers, strict=True):
             x, memory = layer.step(x, before)
             after.append(memory)
-        return x, after
+        return x, Memory(state.position + 1, after)
 
 
 class Layer(nn.Module):
-    """A Mamba block, then a feed-forward network, each followed by LayerNorm."""
+    """A Mamba block, then a feed-forward network, each followed by LayerNorm; `parts` as in the config."""
 
-    def __init__(self, *, dim: int, d_state: int, d_conv: int, expand: int, dropout: float, residual: bool) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        d_state: int,
+        d_conv: int,
+        expand: int,
+        dropout: float,
+        residual: bool,
+        parts: str = "all",
+    ) -> None:
         super().__init__()
+        self.bare = parts == "block_only"
         self.residual = residual
         self.mamba = MambaBlock(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        if self.bare:
+            return
+
+        def norm() -> nn.Module:
+            return nn.Identity() if parts == "no_layer_norm" else nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
         self.dropout = Dropout(dropout)
-        self.mamba_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.feed_forward = FeedForward(dim=dim, inner_dim=4 * dim, dropout=dropout)
-        self.feed_forward_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mamba_norm = norm()
+        self.feed_forward = None
+        if parts != "no_feed_forward":
+            self.feed_forward = FeedForward(dim=dim, inner_dim=4 * dim, dropout=dropout)
+            self.feed_forward_norm = norm()
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole history at once."""
@@ -151,78 +188,11 @@ class Layer(nn.Module):
         return self._after_mamba(mixed, x), state
 
     def _after_mamba(self, mixed: Float[Tensor, "*shape D"], x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        if self.bare:
+            return mixed
         mixed = self.dropout(mixed)
-        z = self.mamba_norm(mixed + x if self.residual else mixed)
+        z: Tensor = self.mamba_norm(mixed + x if self.residual else mixed)
+        if self.feed_forward is None:
+            return z
         y: Tensor = self.feed_forward_norm(self.feed_forward(z) + z)
         return y
-
-
-class MambaBlock(nn.Module):
-    """Short convolution and selective scan over inner channels, gated by a second half of them.
-
-    [a | g] = x W_in                        no biases but where they are written
-    u = SiLU(conv(a) + b_conv)              causal, each channel by itself
-    [r | B | C] = u W_x                     what the scan does depends on the item
-    Delta = softplus(r W_Delta + b_Delta)   of rank ceil(D / 16)
-    y = selective scan of u with Delta, A = -exp(a_log), B, C, skip
-    out = (y * SiLU(g)) W_out
-    """
-
-    def __init__(self, *, dim: int, d_state: int, d_conv: int, expand: int) -> None:
-        super().__init__()
-        inner, rank = expand * dim, math.ceil(dim / 16)
-        self.sizes = (rank, d_state, d_state)  # of r, B and C
-        self.into = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(inner, d_conv))
-        self.conv_bias = nn.Parameter(torch.empty(inner))
-        self.select = nn.Linear(inner, sum(self.sizes), bias=False)
-        self.step_size = nn.Linear(rank, inner)
-        self.a_log = nn.Parameter(torch.empty(inner, d_state))
-        self.skip = nn.Parameter(torch.empty(inner))
-        self.out = nn.Linear(inner, dim, bias=False)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Mamba's own initial values: A = -1, -2, …, -S in every channel, and Delta between 0.001 and 0.1."""
-        for linear in (self.into, self.select, self.out):
-            linear.reset_parameters()
-        for taps in (self.conv_weight, self.conv_bias):
-            taps.uniform_(-(self.conv_weight.shape[1] ** -0.5), self.conv_weight.shape[1] ** -0.5)
-        self.a_log.copy_(torch.arange(1, self.a_log.shape[1] + 1).log().expand_as(self.a_log))
-        self.skip.fill_(1.0)
-        self.step_size.weight.uniform_(-(self.sizes[0] ** -0.5), self.sizes[0] ** -0.5)
-        delta = torch.empty_like(self.step_size.bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
-        self.step_size.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus of this is delta
-
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """The whole history at once."""
-        a, gate = self.into(x).chunk(2, dim=-1)
-        u = short_conv(a, self.conv_weight, self.conv_bias, activation="silu")
-        y = selective_scan(u, *self._selection(u), self.skip)
-        out: Tensor = self.out(y * F.silu(gate))
-        return out
-
-    def initial_state(self, batch_size: int) -> MambaState:
-        """Zeros: nothing was seen."""
-        channels, taps = self.conv_weight.shape
-        window = self.conv_weight.new_zeros(batch_size, taps - 1, channels)
-        return MambaState(window, initial_scan_state(batch_size, self.a_log))
-
-    def step(self, x: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:
-        """One position."""
-        a, gate = self.into(x).chunk(2, dim=-1)
-        u, window = short_conv_step(a, self.conv_weight, self.conv_bias, state.window, activation="silu")
-        y, scan = selective_scan_step(u, *self._selection(u), self.skip, state.scan)
-        return self.out(y * F.silu(gate)), MambaState(window, scan)
-
-    def _selection(self, u: Float[Tensor, "*shape E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Delta, A, B and C: what the scan forgets, takes in and reads out."""
-        r, b, c = self.select(u).split(self.sizes, dim=-1)
-        # Decays are exponentials of these two, so they leave half precision here already.
-        delta = F.softplus(_at_least_float32(self.step_size(r)))
-        return delta, -torch.exp(_at_least_float32(self.a_log)), b, c
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,6 +16,9 @@ the paper's formula with padding left out. `unmasked` is what the authors' code 
 there to explain differences from published numbers. With one block the first two agree at the last position; with
 more they are different models, for what a bidirectional block tells the next about position i knows what follows i.
 
+The paper's ablations are settings: `values`, `input_gate`, `gate`, `positions`, `local_shortcut`, `drop_path`,
+`num_blocks`, `num_heads`.
+
 The memory of the causal form is a sum over the *whole* history: nothing decays and nothing is cut off at
 `max_length`. Train with the context that will be served, or begin again from `initial_state` when a user has
 outgrown it.
@@ -27,16 +30,20 @@ Source:
 Departures:
     * The default form is causal; the authors' attention sees every position, the target's neighbours included, and
       therefore must be trained on one prefix per sample.
-    * `bidirectional` masks padding and divides by the number of real items; the authors let padding in and divide by
-      the padded length, so their states depend on how long the batch's other histories are. `unmasked` does likewise.
+    * `bidirectional` masks padding and divides by the number of real items; the authors let padding in, always up to
+      `max_length`, and divide by that, so that a short history is mostly padding. `unmasked` does likewise.
     * The local shortcut is the authors' CUDA path on every device; their fallback drops the SiLU and does not
       transpose back.
     * Rotary tables have any length; the authors' has exactly `max_length` rows.
+    * The text leaves open what stays where an ablation takes a gate away; here each setting changes one part and leaves
+      the others. The gate's activation is the gate's alone: the MLP keeps its GELU, as in the authors' code.
+    * Learned positions end at `max_length`; a longer history is refused, in `step` as in `encode`.
     * phi(x) = ELU(x) + 1 is computed as exp(min(x, 0)) + max(x, 0), which is the same function without rounding
       small keys to zero.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +54,7 @@ from torch import Tensor, nn
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, FeedForward, ItemEmbedding, init_weights_
+from raysrec.models.positions import LearnedPositions, SinusoidalPositions
 from raysrec.ops.linear_attention import (
     LinearAttentionState,
     bidirectional_linear_attention,
@@ -76,6 +84,17 @@ class RecGRELAConfig(ModelConfig):
     """Probability that a block's attention is left out for a whole history, in training."""
     residual: Literal["auto", "always"] = "auto"
     """Residual connections: `auto` is the papers' rule, none if there is only one block."""
+    values: Literal["input", "projection"] = "input"
+    """What attention mixes and the shortcut convolves: U itself, or a linear layer of it (v = W_v U + b_v)."""
+    input_gate: bool = True
+    """The linear layer in front of queries, keys and values (the paper's "input gate"); without it U is N."""
+    gate: Literal["silu", "relu", "gelu", "none"] = "silu"
+    """Activation of the output gate G; `none` leaves the gate out (G = 1)."""
+    positions: Literal["rotary", "none", "learned", "sinusoidal"] = "rotary"
+    """What tells positions apart: rotations in the attention, nothing, or vectors added to the items', learned or of
+    sines and cosines."""
+    local_shortcut: bool = True
+    """The short convolution beside the attention."""
 
     @model_validator(mode="after")
     def _heads_hold_pairs(self) -> "RecGRELAConfig":
@@ -87,11 +106,14 @@ class RecGRELAConfig(ModelConfig):
         return self
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+
+
 class BlockState(NamedTuple):
     """What one block remembers of a history: dim²/heads + 4 dim + 1 numbers, however long it is."""
 
     window: Float[Tensor, "B K-1 D"]
-    """The last inputs of the short convolution, oldest first."""
+    """The last inputs of the short convolution, oldest first; none without the shortcut."""
     attention: LinearAttentionState
     """The sums of the linear attention."""
 
@@ -104,13 +126,26 @@ class RecGRELA(SequenceModel):
     def __init__(self, config: RecGRELAConfig, num_items: int) -> None:
         super().__init__()
         self.form = config.form
+        self.max_length = config.max_length
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
+        self.positions: LearnedPositions | SinusoidalPositions | None = None
+        if config.positions == "learned":
+            self.positions = LearnedPositions(max_length=config.max_length, dim=config.dim)
+        if config.positions == "sinusoidal":
+            self.positions = SinusoidalPositions(dim=config.dim)
         self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(
+                GatedAttention(
+                    dim=config.dim,
+                    num_heads=config.num_heads,
+                    conv_kernel=config.conv_kernel if config.local_shortcut else 0,
+                    own_values=config.values == "projection",
+                    input_gate=config.input_gate,
+                    gate=config.gate,
+                    rotary=config.positions == "rotary",
+                ),
                 dim=config.dim,
-                num_heads=config.num_heads,
                 mlp_dim=config.mlp_dim,
-                conv_kernel=config.conv_kernel,
                 dropout=config.dropout,
                 drop_path=config.drop_path,
                 residual=config.residual == "always" or config.num_blocks > 1,
@@ -131,11 +166,15 @@ class RecGRELA(SequenceModel):
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
+        width = history.items.shape[1]
+        if self.form == "unmasked":  # as the authors' batches, which are all of one width
+            history = history.padded(self.max_length)
         seen = self._seen(history)
-        x: Tensor = self.embedding(history.items)
+        positions = self.positions.first(history.items.shape[1]) if self.positions else None
+        x: Tensor = self.embedding(history.items, positions)
         for block in self.blocks:
             x = block(x, seen)
-        return x
+        return x[:, :width]
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
@@ -160,9 +199,11 @@ class RecGRELA(SequenceModel):
 
         Raises:
             NotImplementedError: The form is not causal.
+            ValueError: Positions are learned, and one of the users has had `max_length` items already.
         """
         self._require_causal()
-        x: Tensor = self.embedding(items)
+        positions = self.positions.at(state[0].attention.position) if self.positions else None
+        x: Tensor = self.embedding(items, positions)
         new_state = []
         for block, memory in zip(self.blocks, state, strict=True):
             x, new_memory = block.step(x, memory)
@@ -186,18 +227,17 @@ class Block(nn.Module):
 
     def __init__(
         self,
+        attention: "GatedAttention",
         *,
         dim: int,
-        num_heads: int,
         mlp_dim: int,
-        conv_kernel: int,
         dropout: float,
         drop_path: float,
         residual: bool,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attention = GatedAttention(dim=dim, num_heads=num_heads, conv_kernel=conv_kernel)
+        self.attention = attention
         self.drop_path = DropPath(drop_path)
         self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = FeedForward(dim=dim, inner_dim=mlp_dim, dropout=dropout)
@@ -219,50 +259,73 @@ class Block(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """``W_o ((RELA(q, k, v) + SiLU(ShortConv(v))) * G) + b_o``: the values are the input projection itself."""
+    """``W_o ((RELA(q, k, v) + SiLU(ShortConv(v))) * G) + b_o``; with `conv_kernel=0` there is no short convolution."""
 
-    def __init__(self, *, dim: int, num_heads: int, conv_kernel: int) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        conv_kernel: int,
+        own_values: bool,
+        input_gate: bool,
+        gate: str,
+        rotary: bool,
+    ) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, dim)
-        self.input = nn.Linear(dim, dim)
+        self.activation = _ACTIVATIONS.get(gate)
+        self.gate = nn.Linear(dim, dim) if self.activation else None
+        self.input = nn.Linear(dim, dim) if input_gate else nn.Identity()
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
-        bound = conv_kernel**-0.5  # as torch starts a convolution with one input channel per group
-        self.conv_weight = nn.Parameter(torch.empty(dim, conv_kernel).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+        self.value = nn.Linear(dim, dim) if own_values else nn.Identity()
+        self.conv_weight: Tensor | None = None
+        if conv_kernel:
+            bound = conv_kernel**-0.5  # as torch starts a convolution with one input channel per group
+            self.conv_weight = nn.Parameter(torch.empty(dim, conv_kernel).uniform_(-bound, bound))
+            self.conv_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
         self.output = nn.Linear(dim, dim)
-        self.num_heads = num_heads
+        self.num_heads, self.rotary = num_heads, rotary
 
     def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
         """Mixtures of what each position sees."""
-        value = self.input(x)
-        query, key = self.query(value), self.key(value)
+        query, key, value = self._projections(x)
+        how: dict[str, Any] = {"num_heads": self.num_heads, "rotary": self.rotary}
         if seen is None:
-            attended = causal_linear_attention(query, key, value, num_heads=self.num_heads)
+            mixed = causal_linear_attention(query, key, value, **how)
         else:
-            attended = bidirectional_linear_attention(query, key, value, seen, num_heads=self.num_heads)
-        local = short_conv(value, self.conv_weight, self.conv_bias, activation="silu")
-        return self._gated(x, attended, local)
+            mixed = bidirectional_linear_attention(query, key, value, seen, **how)
+        if self.conv_weight is not None:
+            mixed = mixed + short_conv(value, self.conv_weight, self.conv_bias, activation="silu")
+        return self._gated(x, mixed)
 
     def initial_state(self, batch_size: int) -> BlockState:
         """Nothing seen: zeros, on the parameters' device."""
-        dim, taps = self.conv_weight.shape
-        like = self.conv_weight.new_empty(batch_size, dim)
-        window = like.new_zeros(batch_size, taps - 1, dim)
+        like = self.output.weight.new_empty(batch_size, len(self.output.weight))
+        taps = 1 if self.conv_weight is None else self.conv_weight.shape[1]
+        window = like.new_zeros(batch_size, taps - 1, like.shape[1])
         return BlockState(window, initial_linear_attention_state(like, num_heads=self.num_heads))
 
     def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
         """The mixture at one more position, and the new memory."""
-        value = self.input(x)
-        attended, attention = linear_attention_step(self.query(value), self.key(value), value, state.attention)
-        local, window = short_conv_step(value, self.conv_weight, self.conv_bias, state.window, activation="silu")
-        return self._gated(x, attended, local), BlockState(window, attention)
+        query, key, value = self._projections(x)
+        mixed, attention = linear_attention_step(query, key, value, state.attention, rotary=self.rotary)
+        window = state.window
+        if self.conv_weight is not None:
+            local, window = short_conv_step(value, self.conv_weight, self.conv_bias, window, activation="silu")
+            mixed = mixed + local
+        return self._gated(x, mixed), BlockState(window, attention)
 
-    def _gated(
-        self, x: Float[Tensor, "*shape D"], attended: Float[Tensor, "*shape D"], local: Float[Tensor, "*shape D"]
-    ) -> Float[Tensor, "*shape D"]:
-        mixed: Tensor = self.output((attended + local) * F.silu(self.gate(x)))
-        return mixed
+    def _projections(self, x: Float[Tensor, "*shape D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values."""
+        u = self.input(x)
+        return self.query(u), self.key(u), self.value(u)
+
+    def _gated(self, x: Float[Tensor, "*shape D"], mixed: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        if self.gate is not None and self.activation is not None:
+            mixed = mixed * self.activation(self.gate(x))
+        y: Tensor = self.output(mixed)
+        return y
 
 
 class DropPath(nn.Module):

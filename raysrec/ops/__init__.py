@@ -10,6 +10,8 @@ def kernels(device: str) -> dict[str, str]:
         "selective scan": _library("mamba-ssm") if device == "cuda" else "chunked torch",
         "short convolution": _library("causal-conv1d") if device == "cuda" else "torch",
         "linear attention": "chunked torch",
+        "linear recurrence": "chunked torch",
+        "additive attention": "chunked torch",
     }
 
 

@@ -6,7 +6,8 @@ With phi(x) = ELU(x) + 1 > 0, features fq = phi(q) and fk = phi(k), and R_i the 
 
 per head. The rotation stands in the numerator only, so the weights of a row may be negative and need not sum to
 one. It turns pairs of neighbouring channels of the *whole* D before heads are split, so each head has its own
-band of frequencies; only differences of positions matter.
+band of frequencies; only differences of positions matter. With `rotary=False` R_i is 1 everywhere: plain linear
+attention, which tells no position from another.
 
 `causal_linear_attention` sums over j <= i. `linear_attention_reference` is its definition, position by position,
 by the `linear_attention_step` that serving uses too. `bidirectional_linear_attention` sums over every j that a
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from raysrec.ops.precision import at_least_float32
 
 EPS = 1e-6
 """Added to the mean of the weights, so to their sum once per key."""
@@ -54,6 +57,7 @@ def causal_linear_attention(
     value: Float[Tensor, "B L D"],
     *,
     num_heads: int,
+    rotary: bool = True,
     positions_per_chunk: int = _POSITIONS_PER_CHUNK,
 ) -> Float[Tensor, "B L D"]:
     """Each position's mixture of the values up to and including its own.
@@ -66,12 +70,13 @@ def causal_linear_attention(
         key: Before phi.
         value: What is mixed.
         num_heads: Into how many parts D is split; divides D, and leaves an even number of channels each.
+        rotary: Do rotations tell positions apart?
         positions_per_chunk: The longest chunk; a matter of speed only.
     """
     _announce()
     with torch.autocast(query.device.type, enabled=False):
-        wide = _at_least_float32(query, key, value)
-        mixed: Tensor = _CausalLinearAttention.apply(*wide, num_heads, positions_per_chunk)  # type: ignore[no-untyped-call]
+        wide = map(at_least_float32, (query, key, value))
+        mixed: Tensor = _CausalLinearAttention.apply(*wide, num_heads, rotary, positions_per_chunk)  # type: ignore[no-untyped-call]
         return mixed.to(value.dtype)
 
 
@@ -81,19 +86,21 @@ def linear_attention_reference(
     value: Float[Tensor, "B L D"],
     *,
     num_heads: int,
+    rotary: bool = True,
 ) -> Float[Tensor, "B L D"]:
     """The definition of `causal_linear_attention`, by a step per position."""
     state = initial_linear_attention_state(query[:, 0], num_heads=num_heads)
     outputs = []
     for position in range(query.shape[1]):
-        output, state = linear_attention_step(query[:, position], key[:, position], value[:, position], state)
+        at = (query[:, position], key[:, position], value[:, position])
+        output, state = linear_attention_step(*at, state, rotary=rotary)
         outputs.append(output)
     return torch.stack(outputs, dim=1)
 
 
 def initial_linear_attention_state(like: Float[Tensor, "B D"], *, num_heads: int) -> LinearAttentionState:
     """The state before the first position, on the device and (float32 at least) in the precision of `like`."""
-    (like,) = _at_least_float32(like)
+    like = at_least_float32(like)
     batch_size, dim = like.shape
     products = like.new_zeros(batch_size, num_heads, dim // num_heads, dim // num_heads)
     return LinearAttentionState(products, torch.zeros_like(like), like.new_zeros(batch_size, dtype=torch.int64))
@@ -104,12 +111,14 @@ def linear_attention_step(
     key: Float[Tensor, "B D"],
     value: Float[Tensor, "B D"],
     state: LinearAttentionState,
+    *,
+    rotary: bool = True,
 ) -> tuple[Float[Tensor, "B D"], LinearAttentionState]:
     """Take one more position in constant time and memory: its output and the new state."""
-    q, k, v = _at_least_float32(query, key, value)
+    q, k, v = map(at_least_float32, (query, key, value))
     fq, fk = positive(q), positive(k)
     num_heads = state.products.shape[1]
-    turns = _turns(state.position, q.shape[-1], q.dtype)
+    turns = _turns(state.position, q.shape[-1], q.dtype) if rotary else None
     rq, rk, v = (_heads(x, num_heads) for x in (_rotate(fq, turns), _rotate(fk, turns), v))  # [B H E]
     products = state.products + rk[..., :, None] * v[..., None, :]
     keys, position = state.keys + fk, state.position + 1
@@ -126,15 +135,16 @@ def bidirectional_linear_attention(
     mask: Bool[Tensor, "B L"],
     *,
     num_heads: int,
+    rotary: bool = True,
 ) -> Float[Tensor, "B L D"]:
     """Each position's mixture of the values at all positions where `mask` is true, before and after its own.
 
     A row in which nothing is true gives zeros.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = _at_least_float32(query, key, value)
+        q, k, v = map(at_least_float32, (query, key, value))
         fq, fk = positive(q), positive(k) * mask[..., None]
-        turns = _turn_table(q.shape[1], q.shape[2], q.dtype, q.device)
+        turns = _turn_table(q) if rotary else None
         rq, rk, v = (_heads(x, num_heads) for x in (_rotate(fq, turns), _rotate(fk, turns), v))  # [B L H E]
         numerator = torch.einsum("blhe,bhef->blhf", rq, torch.einsum("blhe,blhf->bhef", rk, v))
         weights = _heads(fq * fk.sum(1, keepdim=True), num_heads).sum(-1)  # [B L H]
@@ -157,10 +167,10 @@ class _CausalLinearAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, num_heads: int, most: int) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, num_heads: int, rotary: bool, most: int) -> Tensor:
         fq, fk = positive(query), positive(key)
         chunks = _Chunks(value.shape, num_heads, most)
-        turns = _turn_table(value.shape[1], value.shape[2], value.dtype, value.device)
+        turns = _turn_table(value) if rotary else None
         q, k, v = chunks.split(_rotate(fq, turns)), chunks.split(_rotate(fk, turns)), chunks.split(value)
         numerator = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
         numerator.baddbmm_(q, chunks.sum_of_earlier(torch.bmm(k.mT, v)))
@@ -170,15 +180,15 @@ class _CausalLinearAttention(torch.autograd.Function):
         output = chunks.join(numerator)
         chunks.heads(output).div_(denominator)
         ctx.save_for_backward(fq, fk, value, keys, denominator, output)
-        ctx.chunks = chunks
+        ctx.chunks, ctx.turns = chunks, turns
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         fq, fk, value, keys, denominator, output = ctx.saved_tensors
         chunks: _Chunks = ctx.chunks
-        turns = _turn_table(value.shape[1], value.shape[2], value.dtype, value.device)
+        turns: Tensor | None = ctx.turns
         grad = (chunks.heads(grad) / denominator).flatten(-2)  # of the numerator
         grad_denominator = chunks.heads(grad * output).sum(-1, keepdim=True).neg_()  # [B L H 1]
 
@@ -190,13 +200,13 @@ class _CausalLinearAttention(torch.autograd.Function):
         grad_k = torch.bmm(slopes, q).baddbmm_(v, later.mT)
         grad_v = torch.bmm(scores, g).baddbmm_(k, later)
 
-        back = turns.conj()
+        back = None if turns is None else turns.conj()
         grad_fq, grad_fk = _rotate(chunks.join(grad_q), back), _rotate(chunks.join(grad_k), back)
         chunks.heads(grad_fq).addcmul_(grad_denominator, chunks.heads(keys))
         grad_keys = (grad_denominator * chunks.heads(fq)).flatten(-2)
         running = grad_keys.cumsum(1)
         grad_fk.add_(grad_keys).add_(running[:, -1:]).sub_(running)  # each key is in every later sum
-        return grad_fq.mul_(fq.clamp(max=1)), grad_fk.mul_(fk.clamp(max=1)), chunks.join(grad_v), None, None
+        return grad_fq.mul_(fq.clamp(max=1)), grad_fk.mul_(fk.clamp(max=1)), chunks.join(grad_v), None, None, None
 
 
 class _Chunks:
@@ -235,24 +245,23 @@ class _Chunks:
         return (running[:, -1:] - running).view(-1, self.width, self.width)
 
 
-def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.dtype == torch.float64 else x.float() for x in tensors)
-
-
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """[... D] as [... H E]."""
     return x.view(*x.shape[:-1], num_heads, -1)
 
 
-def _rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels: a pair is one complex number, a turn another."""
+def _rotate(x: Tensor, turns: Tensor | None) -> Tensor:
+    """Turn each pair of neighbouring channels: a pair is one complex number, a turn another; None turns nothing."""
+    if turns is None:
+        return x
     pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2)
 
 
-def _turn_table(length: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The rotations of positions 0 to length - 1, [L D/2]; made once for all lengths up to the next power of two."""
-    return _longest_turn_table(1 << (length - 1).bit_length(), dim, dtype, device)[:length]
+def _turn_table(like: Tensor) -> Tensor:
+    """The rotations of all positions of [B L D], [L D/2]; made once for all lengths up to the next power of two."""
+    length, dim = like.shape[1:]
+    return _longest_turn_table(1 << (length - 1).bit_length(), dim, like.dtype, like.device)[:length]
 
 
 @cache

@@ -24,6 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from raysrec.ops.precision import at_least_float32
+
 POSITIONS_PER_CHUNK = 8
 """Positions between two kept states: backward keeps B * L / 8 * E * S values."""
 
@@ -61,7 +63,7 @@ def selective_scan(
     kernel = _cuda_kernel() if u.is_cuda and u.dtype != torch.float64 else None
     # Autocast would turn the products inside back into half precision.
     with torch.autocast(u.device.type, enabled=False):
-        precise = _at_least_float32(u, delta, a, b, c, skip)
+        precise = map(at_least_float32, (u, delta, a, b, c, skip))
         scanned = _scan_in_torch(positions_per_chunk, *precise) if kernel is None else _scan_in_cuda(kernel, *precise)
     return scanned.to(u.dtype)
 
@@ -85,7 +87,7 @@ def selective_scan_reference(
 
 def initial_scan_state(batch_size: int, a: Float[Tensor, "E S"]) -> Float[Tensor, "B E S"]:
     """The state before the first position, on the device and (float32 at least) in the precision of `a`."""
-    return _at_least_float32(a)[0].new_zeros(batch_size, *a.shape)
+    return at_least_float32(a).new_zeros(batch_size, *a.shape)
 
 
 def selective_scan_step(
@@ -98,7 +100,7 @@ def selective_scan_step(
     state: Float[Tensor, "B E S"],
 ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E S"]]:
     """One position: what is read out, and the state after it."""
-    precise_u, delta, a, b, c, skip = _at_least_float32(u, delta, a, b, c, skip)
+    precise_u, delta, a, b, c, skip = map(at_least_float32, (u, delta, a, b, c, skip))
     decay = torch.exp(delta[:, :, None] * a)
     state = decay * state + (delta * precise_u)[:, :, None] * b[:, None, :]
     y = (state * c[:, None, :]).sum(-1) + skip * precise_u
@@ -251,10 +253,6 @@ def _row_groups(num_rows: int, a: Tensor) -> Iterator[slice]:
     threads = torch.get_num_threads() if a.device.type == "cpu" else 1
     size = max(1, threads * VALUES_PER_SLAB.get(a.device.type, 2**23) // a.numel())
     return (slice(begin, begin + size) for begin in range(0, num_rows, size))
-
-
-def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.dtype == torch.float64 else x.float() for x in tensors)
 
 
 @cache

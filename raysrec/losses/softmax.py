@@ -1,9 +1,8 @@
-"""Losses as pure functions of states, the item table and targets; nothing here knows a model or a batch.
+"""The exact cross-entropy over the whole catalogue.
 
-`softmax_loss` is the exact cross-entropy over the whole catalogue. Scores of P targets against N items would be
-the largest tensor of a training step by far, so they never exist at once: the loss and its gradients are made
-together, a few hundred targets at a time, in one buffer that stays in the processor's cache. Where the catalogue
-is too long for that, it is cut into chunks of items too, and read twice.
+Scores of P targets against N items would be the largest tensor of a training step by far, so they never exist at
+once: the loss and its gradients are made together, a few hundred targets at a time, in one buffer that stays in the
+processor's cache. Where the catalogue is too long for that, it is cut into chunks of items too, and read twice.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from raysrec.losses.candidates import check_ids
 
 
 def softmax_loss(
@@ -224,11 +225,5 @@ def _slices(length: int, step: int) -> list[slice]:
 def _check(targets: Tensor, num_items: int, *sizes: int | None) -> None:
     if any(size is not None and size < 1 for size in sizes):
         raise ValueError(f"a chunk needs at least one target and one item, not {sizes}")
-    # On a GPU looking would wait for the device; there `index_select` refuses them instead.
-    if not len(targets) or targets.is_cuda:
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 1 or high > num_items:
-        raise ValueError(
-            f"targets are {low}..{high}, but must be items 1..{num_items}; 0 is padding: leave those positions out"
-        )
+    # On a GPU nobody looks; `index_select` refuses them there instead.
+    check_ids(targets, 1, num_items, "targets")

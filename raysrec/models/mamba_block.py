@@ -1,0 +1,98 @@
+"""The Mamba block, as four models use it: a short convolution, a selective scan, and a gate; causal and recurrent.
+
+Source:
+    Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, as in state-spaces/mamba at
+    e9594ce.
+
+Departures:
+    * The conv's weights, A and the step sizes' bias are named after what they are, not as in the library, and the
+      taps have no middle dimension of size one.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raysrec.ops.precision import at_least_float32
+from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
+from raysrec.ops.short_conv import short_conv, short_conv_step
+
+
+class MambaState(NamedTuple):
+    """What one Mamba block remembers of a history, however long it is."""
+
+    window: Float[Tensor, "B K-1 E"]
+    """The last inputs of the short convolution, oldest first."""
+    scan: Float[Tensor, "B E S"]
+    """The state of the selective scan."""
+
+
+class MambaBlock(nn.Module):
+    """Short convolution and selective scan over inner channels, gated by a second half of them.
+
+    [a | g] = x W_in                        no biases but where they are written
+    u = SiLU(conv(a) + b_conv)              causal, each channel by itself
+    [r | B | C] = u W_x                     what the scan does depends on the item
+    Delta = softplus(r W_Delta + b_Delta)   of rank ceil(D / 16)
+    y = selective scan of u with Delta, A = -exp(a_log), B, C, skip
+    out = (y * SiLU(g)) W_out
+    """
+
+    def __init__(self, *, dim: int, d_state: int, d_conv: int, expand: int) -> None:
+        super().__init__()
+        inner, rank = expand * dim, math.ceil(dim / 16)
+        self.sizes = (rank, d_state, d_state)  # of r, B and C
+        self.into = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(inner, d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(inner))
+        self.select = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.step_size = nn.Linear(rank, inner)
+        self.a_log = nn.Parameter(torch.empty(inner, d_state))
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.out = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Mamba's own initial values: A = -1, -2, …, -S in every channel, and Delta between 0.001 and 0.1."""
+        for linear in (self.into, self.select, self.out):
+            linear.reset_parameters()
+        for taps in (self.conv_weight, self.conv_bias):
+            taps.uniform_(-(self.conv_weight.shape[1] ** -0.5), self.conv_weight.shape[1] ** -0.5)
+        self.a_log.copy_(torch.arange(1, self.a_log.shape[1] + 1).log().expand_as(self.a_log))
+        self.skip.fill_(1.0)
+        self.step_size.weight.uniform_(-(self.sizes[0] ** -0.5), self.sizes[0] ** -0.5)
+        delta = torch.empty_like(self.step_size.bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+        self.step_size.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus of this is delta
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The whole history at once."""
+        a, gate = self.into(x).chunk(2, dim=-1)
+        u = short_conv(a, self.conv_weight, self.conv_bias, activation="silu")
+        y = selective_scan(u, *self._selection(u), self.skip)
+        out: Tensor = self.out(y * F.silu(gate))
+        return out
+
+    def initial_state(self, batch_size: int) -> MambaState:
+        """Zeros: nothing was seen."""
+        channels, taps = self.conv_weight.shape
+        window = self.conv_weight.new_zeros(batch_size, taps - 1, channels)
+        return MambaState(window, initial_scan_state(batch_size, self.a_log))
+
+    def step(self, x: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:
+        """One position."""
+        a, gate = self.into(x).chunk(2, dim=-1)
+        u, window = short_conv_step(a, self.conv_weight, self.conv_bias, state.window, activation="silu")
+        y, scan = selective_scan_step(u, *self._selection(u), self.skip, state.scan)
+        return self.out(y * F.silu(gate)), MambaState(window, scan)
+
+    def _selection(self, u: Float[Tensor, "*shape E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Delta, A, B and C: what the scan forgets, takes in and reads out."""
+        r, b, c = self.select(u).split(self.sizes, dim=-1)
+        # Decays are exponentials of these two, so they leave half precision here already.
+        delta = F.softplus(at_least_float32(self.step_size(r)))
+        return delta, -torch.exp(at_least_float32(self.a_log)), b, c

@@ -1,0 +1,106 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysrec.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+leaderboard = pytest.importorskip("leaderboard")
+
+
+def parse(*arguments):
+    return leaderboard._parser().parse_intermixed_args([*map(str, arguments)])
+
+
+def finished(root, name, ndcg, seconds=100.0):
+    score = {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}
+    scores = {
+        "model": dict.fromkeys(leaderboard.METRICS, score),
+        "popularity": dict.fromkeys(leaderboard.METRICS, score),
+    }
+    training = {"seconds": seconds, "seconds_to_best": seconds / 2, "loss": "softmax"}
+    (root / name).mkdir(parents=True)
+    (root / name / "metrics.json").write_text(json.dumps({"training": training, "splits": {"test": scores}}))
+
+
+def test_every_model_and_data_set_of_the_default_board_has_a_config():
+    for data in parse().data:
+        for model in MODELS:
+            config = leaderboard.Job(data, model, 0, parse()).config()
+            assert (config.data.name, config.model.name) == (data, model)
+
+
+def test_later_seeds_are_only_for_runs_that_take_little(tmp_path):
+    arguments = parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "mamba4rec")
+    assert [job.name for job in leaderboard.jobs(arguments)] == ["ml-1m-recgrela-seed0", "ml-1m-mamba4rec-seed0"]
+    finished(tmp_path, "ml-1m-recgrela-seed0", 0.17, seconds=3000)
+    finished(tmp_path, "ml-1m-mamba4rec-seed0", 0.16, seconds=800)
+    assert [job.name for job in leaderboard.jobs(arguments)][2:] == ["ml-1m-mamba4rec-seed1", "ml-1m-mamba4rec-seed2"]
+
+
+def test_what_is_finished_is_not_repeated_and_an_empty_budget_starts_nothing(tmp_path, capsys):
+    finished(tmp_path, "ml-1m-recgrela-seed0", 0.17, seconds=3000)
+    leaderboard.train_all(parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela"))
+    assert capsys.readouterr().out == ""
+    leaderboard.train_all(parse("--root", tmp_path, "--data", "ml-1m", "--budget", "0"))
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_run_that_outlasts_the_budget_is_stopped(tmp_path):
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    assert leaderboard.run_for(command, 3.0, tmp_path / "log") != 0
+    assert "begun" in (tmp_path / "log").read_text()
+
+
+def test_the_table_has_means_over_seeds_beside_what_was_published(tmp_path):
+    arguments = parse("--root", tmp_path, "--data", "ml-1m")
+    for seed, ndcg in enumerate((0.17, 0.18, 0.19)):
+        finished(tmp_path, f"ml-1m-recgrela-seed{seed}", ndcg)
+    finished(tmp_path, "ml-1m-mamba4rec-seed0", 0.16)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in leaderboard.table(arguments, "ml-1m").splitlines()
+    ]
+    assert [row[0] for row in rows[2:]] == ["recgrela", "mamba4rec", "popularity (counted)"]
+    assert rows[2][2:7] == [
+        "3",
+        "0.1800 [0.1700, 0.1900]",
+        "0.1800 [0.1700, 0.1900]",
+        "0.1800 [0.1700, 0.1900]",
+        "0.0100",
+    ]
+    assert rows[2][8] == "0.3311 / 0.1959 / 0.1545 (RecGRELA, Table 2)"
+    assert rows[3][8].count("Table") == 2
+
+
+def test_published_figures_name_models_that_exist():
+    for path in (ROOT / "configs" / "published").glob("*.yaml"):
+        for scores in yaml.safe_load(path.read_text())["results"].values():
+            assert set(scores) <= set(MODELS)
+            assert all(len(row) == 3 and row[0] > row[1] > row[2] for row in scores.values())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_board_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "data.synthetic.num_users=60",
+        "train.epochs=1",
+        "--data",
+        "quickstart",
+        "--models",
+        "popularity",
+        "mamba4rec",
+    ]
+    arguments = parse(*arguments, "--seeds", 1)
+    leaderboard.main(arguments)
+    first = capsys.readouterr().out
+    assert first.count("raysrec.train") == 2
+    leaderboard.main(arguments)
+    again = capsys.readouterr().out
+    assert "raysrec.train" not in again
+    assert again.strip() in first

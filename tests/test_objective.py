@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from raysrec.config import LossConfig
+from raysrec.history import Batch, History
+from raysrec.losses import softmax_loss_reference
+from raysrec.models import MODELS, SequenceModel, build_model
+from raysrec.objective import Objective, choose_loss
+
+NUM_ITEMS = 30
+CONFIG = MODELS["mamba4rec"].Config(name="mamba4rec", dim=8, dropout=0.0)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_model(CONFIG, NUM_ITEMS)
+
+
+@pytest.fixture
+def batch():
+    items = torch.tensor([[3, 1, 4, 1], [5, 9, 0, 0], [2, 6, 5, 0]])
+    targets = torch.tensor([[1, 4, 1, 7], [9, 8, 0, 0], [0, 5, 3, 0]])
+    return Batch(History(items, torch.zeros_like(items), torch.tensor([4, 2, 3])), targets)
+
+
+def test_softmax_is_summed_over_every_position_that_has_a_target(model, batch):
+    learns = batch.targets != 0
+    states = model.encode(batch.history)[learns]
+    expected = softmax_loss_reference(states, model.item_vectors(), batch.targets[learns])
+    torch.testing.assert_close(Objective(model, LossConfig(name="softmax"))(batch), expected)
+
+
+def test_last_position_reads_only_there(model, batch):
+    targets = torch.tensor([7, 8, 3])
+    expected = softmax_loss_reference(model.read(batch.history), model.item_vectors(), targets)
+    torch.testing.assert_close(Objective(model, LossConfig(name="softmax"), reads_last=True)(batch), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "sampled_softmax", "negatives": 8},
+        {"name": "sampled_softmax", "negatives": 8, "sampling": "popularity"},
+        {"name": "sampled_softmax", "negatives": 8, "sampling": "in_batch"},
+        {"name": "bce", "negatives": 1},
+        {"name": "bce", "negatives": 3, "exclude_history": True},
+        {"name": "gbce", "negatives": 3},
+        {"name": "bpr", "negatives": 2, "sampling": "popularity", "exclude_history": True},
+    ],
+)
+def test_every_loss_learns(model, batch, settings):
+    objective = Objective(model, LossConfig(**settings), item_counts=torch.arange(NUM_ITEMS + 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    ranks = []
+    for _ in range(60):
+        learns = batch.targets != 0
+        scores = model.encode(batch.history)[learns] @ model.item_vectors().T
+        ranks.append((scores > scores.gather(1, batch.targets[learns][:, None])).sum(1).float().mean())
+        optimizer.zero_grad()
+        objective(batch).backward()
+        optimizer.step()
+    assert ranks[-1] < 0.5 * ranks[0]
+
+
+def test_negatives_of_a_row_can_be_kept_from_its_history_and_targets(model, batch):
+    own = [set(row.tolist()) for row in torch.cat((batch.history.items, batch.targets), dim=1)]
+    objective = Objective(model, LossConfig(name="bce", negatives=200, exclude_history=True))
+    learned = objective._learned(batch)
+    drawn = objective._own_negatives(learned, batch)
+    for row, items in zip(learned.rows.tolist(), drawn.tolist(), strict=True):
+        assert set(items) == set(range(1, NUM_ITEMS + 1)) - own[row]
+
+
+def test_a_penalty_is_added_to_the_mean_loss(model, batch, monkeypatch):
+    objective = Objective(model, LossConfig(name="softmax"))
+    without = objective(batch) / batch.num_targets()
+    monkeypatch.setattr(SequenceModel, "penalty", lambda self: torch.tensor(0.25))
+    torch.testing.assert_close(objective(batch) / batch.num_targets(), without + 0.25)
+
+
+def test_popular_negatives_need_to_know_what_is_popular(model):
+    with pytest.raises(ValueError, match=r"loss\.sampling=popularity needs to know"):
+        Objective(model, LossConfig(name="bce", sampling="popularity"))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "device", "expected"),
+    [(3_416, "cpu", "softmax"), (180_000, "cpu", "sampled_softmax"), (180_000, "cuda", "softmax")],
+)
+def test_auto_is_exact_while_the_catalogue_costs_little(num_items, device, expected):
+    model = build_model(MODELS["recgrela"].Config(name="recgrela"), num_items)
+    chosen = choose_loss(LossConfig(), model, device=device)
+    assert chosen.config.name == expected
+    ratio = num_items * 64 / (sum(p.numel() for p in model.parameters()) - 64 * (num_items + 1))
+    assert f"scoring {num_items:,} items costs {ratio:.1f} times the encoder" in chosen.reason
+
+
+def test_what_was_asked_for_is_taken():
+    model = build_model(CONFIG, 5_000)
+    assert choose_loss(LossConfig(name="gbce"), model, device="cpu").config.negatives == 256
+    assert choose_loss(LossConfig(name="sampled_softmax"), model, device="cpu").config.negatives == 4_096
+    asked = LossConfig(name="bpr", negatives=7)
+    assert choose_loss(asked, model, device="cpu") == (asked, "as configured")

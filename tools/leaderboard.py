@@ -1,0 +1,222 @@
+"""Train every model on every data set, several seeds where that is cheap, and print the table beside published figures.
+
+    tools/leaderboard --data ml-100k amazon-beauty --data-folder ../shared/data --budget 7200
+
+A run is `configs/<data>.yaml`, then `configs/models/<model>.yaml`, then `configs/recipes/<data>-<model>.yaml` where
+there is one, and stands under `--root`. Runs that are finished are not repeated, and one that was interrupted goes on,
+so the same command, typed again, continues. The first seed of every model comes before any second one.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from raysrec.command_line import load, run_verb
+from raysrec.config import RunConfig
+from raysrec.models import MODELS
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+METRICS = ("hr@10", "ndcg@10", "mrr@10")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    data: str
+    model: str
+    seed: int
+    arguments: argparse.Namespace
+
+    @property
+    def name(self) -> str:
+        """The run's folder under the root."""
+        return f"{self.data}-{self.model}-seed{self.seed}"
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What the finished run says of itself."""
+        path = Path(self.arguments.root) / self.name / "metrics.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def files(self) -> list[Path]:
+        """The configuration, layer over layer."""
+        layers = [CONFIGS / f"{self.data}.yaml", CONFIGS / "models" / f"{self.model}.yaml"]
+        recipe = CONFIGS / "recipes" / f"{self.data}-{self.model}.yaml"
+        return [*layers, *([recipe] if recipe.is_file() else [])]
+
+    def settings(self) -> list[str]:
+        """What is laid over the files."""
+        settings = [f"train.seed={self.seed}", f"storage.root={self.arguments.root}", f"storage.name={self.name}"]
+        if self.arguments.data_folder:
+            source = Path(self.arguments.data_folder) / f"{self.data}.inter.gz"
+            settings += [f"data.source={source}", "data.format=recbole"]
+        return [*settings, *self.arguments.overrides]
+
+    def config(self) -> RunConfig:
+        """The whole configuration; raises if it cannot be."""
+        return load(self.files(), self.settings())
+
+    def command(self) -> list[str]:
+        """What to type to train it."""
+        files = [part for path in self.files() for part in ("--config", str(path))]
+        return [sys.executable, "-m", "raysrec.train", *files, *self.settings()]
+
+
+def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
+    """What is to be trained, in order; later seeds of a model only where its first took less than `--seeds-below`."""
+    for seed in range(arguments.seeds):
+        for data in arguments.data:
+            for model in arguments.models:
+                first = Job(data, model, 0, arguments).record
+                if seed == 0 or (first and first["training"]["seconds"] < arguments.seeds_below):
+                    yield Job(data, model, seed, arguments)
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Train what is missing until all is there or the budget is spent."""
+    ends = time.monotonic() + arguments.budget
+    for job in jobs(arguments):
+        if job.record is not None:
+            continue
+        left = ends - time.monotonic()
+        if left <= 0:
+            print("the budget is spent; the same command goes on", flush=True)
+            return
+        print(f"{time.strftime('%H:%M:%S')} {job.name}: {' '.join(job.command())}", flush=True)
+        log = Path(arguments.root) / f"{job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        code = run_for(job.command(), left, log)
+        if code and time.monotonic() < ends:
+            print(f"{job.name} failed with {code}; its last words are in {log}", flush=True)
+
+
+def run_for(command: Sequence[str], seconds: float, log: Path) -> int:
+    """Run a command in a process group of its own, and stop the group when its time is over; the exit status."""
+    with log.open("a") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(timeout=seconds)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                code = process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                code = process.wait()
+            if isinstance(stopped, KeyboardInterrupt):
+                raise
+            return code
+
+
+def table(arguments: argparse.Namespace, data: str) -> str:
+    """One data set's finished runs, best first: means over seeds beside what was published."""
+    rows = []
+    for model in arguments.models:
+        finished = [job for job in (Job(data, model, seed, arguments) for seed in range(arguments.seeds)) if job.record]
+        if finished:
+            rows.append(_row(finished))
+    rows.sort(key=lambda row: -row["ndcg@10"])
+    if rows:
+        rows.append(_popularity(next(job for job in _all(arguments, data) if job.record)))
+    published = {model: " · ".join(texts) for model, texts in _published(data).items()}
+    cells = [
+        [
+            row["model"],
+            row["learned from"],
+            row["seeds"],
+            *(f"{row[metric]:.4f} {row.get(f'{metric} interval', '')}".strip() for metric in METRICS),
+            row["spread"],
+            row["seconds"],
+            published.get(row["model"], ""),
+        ]
+        for row in rows
+    ]
+    headers = ["model", "learned from", "seeds", *METRICS, "sd of ndcg@10", "s to best", "published hr / ndcg / mrr"]
+    return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _all(arguments: argparse.Namespace, data: str) -> Iterator[Job]:
+    return (Job(data, model, seed, arguments) for seed in range(arguments.seeds) for model in arguments.models)
+
+
+def _row(finished: Sequence[Job]) -> dict[str, Any]:
+    records = [job.record for job in finished if job.record]
+    config = finished[0].config()
+    scores = [record["splits"]["test"]["model"] for record in records]
+    row: dict[str, Any] = {"model": finished[0].model, "seeds": str(len(finished))}
+    for metric in METRICS:
+        means = [score[metric]["mean"] for score in scores]
+        # Users are the same for all seeds: their interval does not shrink with seeds, it is that of one run.
+        half = statistics.mean((score[metric]["high"] - score[metric]["low"]) / 2 for score in scores)
+        mean = statistics.mean(means)
+        row |= {metric: mean, f"{metric} interval": f"[{mean - half:.4f}, {mean + half:.4f}]"}
+    ndcgs = [score["ndcg@10"]["mean"] for score in scores]
+    row["spread"] = f"{statistics.stdev(ndcgs):.4f}" if len(ndcgs) > 1 else ""
+    row["seconds"] = f"{statistics.mean(record['training']['seconds_to_best'] for record in records):.0f}"
+    train = config.train
+    prefixes = "" if train.prefixes_per_user == "all" else f", {train.prefixes_per_user} prefixes a user"
+    row["learned from"] = f"{train.supervision}{prefixes}, {records[0]['training']['loss']}"
+    return row
+
+
+def _popularity(job: Job) -> dict[str, Any]:
+    record: Any = job.record
+    scores = record["splits"]["test"]["popularity"]
+    means = {metric: scores[metric]["mean"] for metric in METRICS}
+    return {"model": "popularity (counted)", "learned from": "", "seeds": "", "spread": "", "seconds": "", **means}
+
+
+def _published(data: str) -> dict[str, list[str]]:
+    """What papers print for this data set, by model."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((CONFIGS / "published").glob("*.yaml")):
+        paper = yaml.safe_load(path.read_text())
+        for model, scores in paper["results"].get(data, {}).items():
+            found.setdefault(model, []).append(" / ".join(f"{score:.4f}" for score in scores) + f" ({paper['source']})")
+    return found
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Check every configuration, train, print."""
+    for data in arguments.data:
+        for model in arguments.models:
+            Job(data, model, 0, arguments).config()
+    if not arguments.table_only:
+        train_all(arguments)
+    for data in arguments.data:
+        print(f"\n{data}\n\n{table(arguments, data)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tools/leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over every run")
+    parser.add_argument(
+        "--data", nargs="+", default=["ml-100k", "amazon-beauty", "ml-1m"], help="names of configs/*.yaml"
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="default: all")
+    parser.add_argument("--data-folder", help="where <data>.inter.gz lie; default: what the configs say")
+    parser.add_argument("--root", default="runs/leaderboard", help="where the runs stand")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each model (default: 3)")
+    parser.add_argument("--seeds-below", type=float, default=900, help="seconds a run may take to be repeated")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to train for at most")
+    parser.add_argument("--table-only", action="store_true", help="train nothing, print what there is")
+    return parser
+
+
+if __name__ == "__main__":
+    run_verb(main, _parser())
