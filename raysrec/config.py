@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from raysrec.models import MODELS, ModelConfig, build_model
-from raysrec.schema import Count, CountOrZero, Decay, Interval, NonNegative, Positive, Section
+from raysrec.schema import Count, CountOrZero, Decay, Interval, NonNegative, Positive, Probability, Section
 
 
 class Columns(Section):
@@ -26,6 +26,10 @@ class Columns(Section):
     """Column of times; numbers, larger is later."""
 
 
+FIRST_SESSION = 20
+"""Interactions with which a user of the embedded source begins, if they return later."""
+
+
 class SyntheticConfig(Section):
     """The embedded source: users who walk through a seeded Markov chain over items of skewed popularity."""
 
@@ -37,6 +41,25 @@ class SyntheticConfig(Section):
     """Average interactions per user."""
     seed: CountOrZero = 0
     """The same seed makes the same interactions, byte for byte."""
+    returns: Probability = 0.0
+    """Share of steps, after the first `returns_after`, that bring back one of a user's first 20 items, each once: what
+    only a model can foresee whose `max_length` reaches back to them; 0 brings none back."""
+    returns_after: Annotated[int, Field(ge=FIRST_SESSION)] = 1_000
+    """Interactions before the first return; all users have more than these (with `returns` only)."""
+
+    @model_validator(mode="after")
+    def _returns_have_room(self) -> "SyntheticConfig":
+        if self.returns and self.mean_length <= self.returns_after:
+            raise ValueError(
+                f"data.synthetic.mean_length={self.mean_length:g} leaves no room for returns after "
+                f"data.synthetic.returns_after={self.returns_after} interactions; raise the first or lower the second"
+            )
+        if self.returns and self.num_items < 2 * FIRST_SESSION:
+            raise ValueError(
+                f"data.synthetic.num_items={self.num_items}, but half of the items are those that can return, and a "
+                f"user begins with {FIRST_SESSION} of them; make it at least {2 * FIRST_SESSION}"
+            )
+        return self
 
 
 class DataConfig(Section):

@@ -1,12 +1,15 @@
+import hashlib
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.config import SyntheticConfig
-from raysrec.data.synthetic import REPEAT_LAG, best_ndcg, synthesize
+from raysrec.command_line import load
+from raysrec.config import FIRST_SESSION, SyntheticConfig
+from raysrec.data.synthetic import REPEAT_LAG, _last_step, _walk, best_ndcg, settings_json, synthesize
 
 SMALL = SyntheticConfig(num_users=300, num_items=120, mean_length=25, seed=3)
 
@@ -86,3 +89,94 @@ def test_the_best_score_is_reached_by_who_knows_the_chain():
     # One item: nothing to guess. Cut-off 1: the likeliest item alone.
     assert best_ndcg(SyntheticConfig(num_items=1, num_users=5)) == pytest.approx(1)
     assert best_ndcg(SyntheticConfig(), k=1) < best_ndcg(SyntheticConfig(), k=10) < best_ndcg(SyntheticConfig(), k=500)
+
+
+RETURNING = SyntheticConfig(num_users=400, num_items=300, mean_length=100, returns=0.5, returns_after=60, seed=5)
+FIRST_KEEPSAKE = 150
+
+
+def returns_of(items):
+    """Places from the first session's end on at which a keepsake stands."""
+    return [place for place, item in enumerate(items) if place >= FIRST_SESSION and item >= FIRST_KEEPSAKE]
+
+
+def test_without_returns_every_byte_is_what_it_was_before_there_were_any():
+    table = synthesize(SMALL)
+    rows = zip(*(table.column(name).to_pylist() for name in ("user", "item", "time")), strict=True)
+    text = "\n".join(f"{user} {item} {time}" for user, item, time in rows)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "63955fda9e9668da"
+    assert settings_json(SMALL) == '{"num_users":300,"num_items":120,"mean_length":25.0,"seed":3}'
+    assert settings_json(RETURNING) == RETURNING.model_dump_json()
+
+
+def test_a_user_begins_with_keepsakes_and_each_returns_once_at_most():
+    for items in histories(RETURNING):
+        first = items[:FIRST_SESSION]
+        assert min(first) >= FIRST_KEEPSAKE
+        assert len(set(first)) == FIRST_SESSION
+        returned = [items[place] for place in returns_of(items)]
+        assert len(set(returned)) == len(returned)
+        assert set(returned) <= set(first)
+        assert min(returns_of(items), default=60) >= 60
+
+
+def test_the_share_of_returns_is_as_asked_until_there_are_none_left():
+    found = histories(RETURNING)
+    # Within fifteen steps nobody has run out of twenty keepsakes.
+    shares = [np.mean(np.array(items[60:75]) >= FIRST_KEEPSAKE) for items in found if len(items) >= 75]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
+    assert np.mean([len(items) for items in found]) == pytest.approx(100, rel=0.05)
+    assert min(len(items) for items in found) > 60
+    assert all(len(returns_of(items)) == FIRST_SESSION for items in found if len(items) > 160)
+
+
+def test_the_order_of_returns_says_nothing_about_the_next():
+    places = [np.array([items.index(items[p]) for p in returns_of(items)]) for items in histories(RETURNING)]
+    assert (
+        abs(np.corrcoef(np.concatenate([p[:-1] for p in places]), np.concatenate([p[1:] for p in places]))[0, 1]) < 0.1
+    )
+
+
+def test_a_short_memory_scores_below_a_long_one():
+    scores = {window: best_ndcg(RETURNING, window=window) for window in (8, 20, 60, None)}
+    assert scores[8] == pytest.approx(scores[20], abs=0.005)  # all that a little more shows is what has returned
+    assert scores[20] < scores[60] < scores[None]
+    assert scores[None] > scores[20] + 0.06
+    assert best_ndcg(RETURNING, window=10_000) == scores[None]
+    with pytest.raises(ValueError, match="shorter than the 8 steps"):
+        best_ndcg(RETURNING, window=7)
+
+
+def test_the_lifelong_config_needs_a_memory_longer_than_200():
+    config = load([Path(__file__).parent.parent / "configs" / "lifelong.yaml"], [])
+    assert config.model.max_length == 2_000
+    assert best_ndcg(config.data.synthetic) == pytest.approx(0.458, abs=5e-4)
+    assert best_ndcg(config.data.synthetic, window=200) == pytest.approx(0.346, abs=5e-4)
+
+
+@pytest.mark.parametrize("window", [30, 70, None])
+def test_the_probabilities_of_the_last_item_are_those_that_are_drawn(window):
+    config = RETURNING.model_copy(update={"num_users": 20_000, "num_items": 90})
+    walk = _walk(config)
+    (probabilities,) = _last_step(walk, config, window or 10_000, users_at_once=20_000)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    last = walk.items[np.arange(20_000), walk.lengths - 1]
+    hit = np.zeros_like(probabilities)
+    hit[np.arange(20_000), last] = 1
+    # Among items that were given about the same probability, as large a share was drawn.
+    for low, high in [(1e-6, 0.01), (0.01, 0.03), (0.03, 0.1), (0.1, 0.25), (0.25, 1)]:
+        alike = (probabilities > low) & (probabilities <= high)
+        assert hit[alike].mean() == pytest.approx(probabilities[alike].mean(), rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"mean_length": 60}, "leaves no room for returns"),
+        ({"num_items": 39}, "make it at least 40"),
+        ({"returns_after": 19}, "greater than or equal to 20"),
+    ],
+)
+def test_returns_that_cannot_be_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        SyntheticConfig.model_validate(RETURNING.model_dump() | settings)

@@ -25,7 +25,7 @@ def hash_source(config: DataConfig) -> Source:
         SourceError: There is no such file.
     """
     if format_of(config) == "synthetic":
-        settings = f"{synthetic.VERSION} {config.synthetic.model_dump_json()}"
+        settings = f"{synthetic.VERSION} {synthetic.settings_json(config.synthetic)}"
         return Source(path="synthetic", bytes=0, sha256=hashlib.sha256(settings.encode()).hexdigest())
     filesystem, paths = source_files(config)
     sizes, digests = zip(*(_hash_file(filesystem, path) for path in paths), strict=True)
