@@ -168,7 +168,7 @@ def load_model(directory: Path) -> SequenceModel:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
     settings = description["model"]
     config = MODELS[settings["name"]].Config.model_validate(settings)
-    model = build_model(config, description["num_items"], description["num_users"])
+    model = build_model(config, description["num_items"], description.get("num_users", 0))
     model.load_state_dict(weights)
     return model.eval()
 

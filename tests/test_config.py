@@ -119,8 +119,8 @@ def test_a_data_set_loads_alone_and_under_every_model(data_set):
 
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
-def test_only_the_quickstart_needs_no_file(data_set):
-    assert (shipped(data_set).data.source == "synthetic") == (data_set == "quickstart")
+def test_only_embedded_data_needs_no_file(data_set):
+    assert (shipped(data_set).data.source == "synthetic") == (data_set in ("quickstart", "lifelong"))
 
 
 def test_data_sets_go_to_different_runs():
@@ -145,7 +145,7 @@ def test_data_sets_are_filtered_and_cut_as_the_papers_say(data_set, users, items
     assert config.model.max_length == max_length
 
 
-@pytest.mark.parametrize("data_set", [name for name in DATA_SETS if name != "quickstart"])
+@pytest.mark.parametrize("data_set", [name for name in DATA_SETS if name not in ("quickstart", "lifelong")])
 @pytest.mark.parametrize("paper", ["paper/mamba4rec", "paper/recgrela"])
 def test_papers_learn_one_prefix_at_a_time_with_plain_adam(data_set, paper):
     config = shipped(data_set, paper)

@@ -110,4 +110,4 @@ def test_stepping_through_a_long_history_is_encoding_it(pad: bool) -> None:
 
 def test_the_shipped_overlay_is_the_papers_model_without_its_trap() -> None:
     text = (Path(__file__).parent.parent / "configs" / "models" / "recblr.yaml").read_text()
-    assert RecBLRConfig.model_validate(yaml.safe_load(text)["model"]) == RecBLRConfig(dropout=0.2)
+    assert RecBLRConfig.model_validate(yaml.safe_load(text)["model"]) == RecBLRConfig()

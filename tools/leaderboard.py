@@ -110,7 +110,7 @@ def run_for(command: Sequence[str], seconds: float, log: Path) -> int:
         try:
             return process.wait(timeout=seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)  # a shell's background jobs are deaf to SIGINT
             try:
                 code = process.wait(timeout=60)
             except subprocess.TimeoutExpired:

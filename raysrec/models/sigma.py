@@ -53,7 +53,7 @@ class SIGMAConfig(ModelConfig):
 
     name: Literal["sigma"] = "sigma"
     form: Literal["masked", "unmasked"] = "masked"
-    """Do flip and convolution see real items only, or padding up to `max_length` too (the authors' code)?"""
+    """What flip and convolution see: real items only, or padding up to `max_length` too (the authors' code)."""
     keep: CountOrZero = 5
     """Newest items that the masked form's flip leaves in place."""
     reversed_slots: Count = 45
