@@ -52,7 +52,7 @@ class EchoMamba4RecConfig(ModelConfig):
 
     name: Literal["echomamba4rec"] = "echomamba4rec"
     form: Literal["masked", "unmasked"] = "masked"
-    """What filter and backward blocks see: real positions only, or padding up to `max_length` too (the authors' code)."""
+    """What filter and backward blocks see: real positions, or padding up to `max_length` too (the authors' code)."""
     num_layers: Count = 1
     """Layers, one on the other, and pairs of Mamba blocks in each."""
     d_state: Count = 32
