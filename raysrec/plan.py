@@ -65,8 +65,11 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
 def _loss(config: RunConfig, model: SequenceModel, num_items: int, device: str) -> str:
     chosen, reason = choose_loss(config.loss, model, device=device)
     if chosen.name != "softmax":
-        drawn = "the batch's own targets" if chosen.sampling == "in_batch" else f"{chosen.negatives:,} negatives"
-        return f"{chosen.name} with {drawn}, {chosen.sampling} ({reason})"
+        in_batch = chosen.sampling == "in_batch"
+        drawn = (
+            "the batch's own targets" if in_batch else f"negatives per target: {chosen.negatives:,} {chosen.sampling}"
+        )
+        return f"{chosen.name}, {drawn} ({reason})"
     chunks = chunk_sizes(config.train.batch_targets // config.scale.workers, num_items, on_gpu=device == "cuda")
     return (
         f"softmax over {num_items:,} items in chunks of {chunks.targets:,} x {chunks.items:,}: "

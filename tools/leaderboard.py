@@ -104,21 +104,26 @@ def train_all(arguments: argparse.Namespace) -> None:
 
 
 def run_for(command: Sequence[str], seconds: float, log: Path) -> int:
-    """Run a command in a process group of its own, and stop the group when its time is over; the exit status."""
+    """Run a command in a process group of its own, which ends with this call whatever ends it; the exit status."""
     with log.open("a") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(timeout=seconds)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
-            os.killpg(process.pid, signal.SIGTERM)  # a shell's background jobs are deaf to SIGINT
-            try:
-                code = process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                code = process.wait()
-            if isinstance(stopped, KeyboardInterrupt):
-                raise
-            return code
+        except subprocess.TimeoutExpired:
+            return _stop(process)
+        finally:
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> int:
+    """End a process and its group, gently first; its exit status."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)  # background jobs of a shell are deaf to SIGINT
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 def table(arguments: argparse.Namespace, data: str) -> str:
@@ -191,6 +196,7 @@ def _published(data: str) -> dict[str, list[str]]:
 
 def main(arguments: argparse.Namespace) -> None:
     """Check every configuration, train, print."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that is under way is stopped too
     for data in arguments.data:
         for model in arguments.models:
             Job(data, model, 0, arguments).config()
