@@ -31,12 +31,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from raysrec.history import History
-from raysrec.models.base import ModelConfig, SequenceModel
+from raysrec.models.base import ModelConfig
 from raysrec.models.layers import Dropout, FeedForward, ItemEmbedding
+from raysrec.models.recurrent import RecurrentStack
 from raysrec.ops.linear_recurrence import linear_recurrence, linear_recurrence_step
 from raysrec.ops.precision import at_least_float32
 from raysrec.schema import Count
@@ -58,7 +58,7 @@ class LRURecConfig(ModelConfig):
     """Complex channels of the recurrence (E) per channel of a state."""
 
 
-class LRURec(SequenceModel):
+class LRURec(RecurrentStack):
     """Item embedding, layers of linear recurrent unit and feed-forward, and a bias per item; causal and recurrent."""
 
     Config: ClassVar[type[ModelConfig]] = LRURecConfig
@@ -66,51 +66,15 @@ class LRURec(SequenceModel):
     def __init__(self, config: LRURecConfig, num_items: int) -> None:
         super().__init__()
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout, norm_eps=NORM_EPS)
-        self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
             Layer(dim=config.dim, expand=config.expand, dropout=config.dropout) for _ in range(config.num_layers)
         )
         self.bias = nn.Parameter(torch.empty(num_items + 1))
         _init_truncated_(self)
 
-    @property
-    def causal(self) -> bool:
-        """A recurrence looks back only."""
-        return True
-
-    def encode(self, history: History) -> Float[Tensor, "B L D"]:
-        """One state per position; what stands at padded positions means nothing."""
-        x: Tensor = self.embedding(history.items)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def item_vectors(self) -> Float[Tensor, "V D"]:
-        """The item embedding's table."""
-        return self.embedding.table.weight
-
     def item_bias(self) -> Float[Tensor, " V"]:
         """How likely an item is whatever the history."""
         return self.bias
-
-    @property
-    def recurrent(self) -> bool:
-        """A state takes one more item in constant time."""
-        return True
-
-    def initial_state(self, batch_size: int) -> list[Complex[Tensor, "B E"]]:
-        """The memory of users who have no history yet, one per layer."""
-        return [layer.unit.initial_state(batch_size) for layer in self.layers]
-
-    def step(
-        self, items: Int[Tensor, " B"], state: list[Complex[Tensor, "B E"]]
-    ) -> tuple[Float[Tensor, "B D"], list[Complex[Tensor, "B E"]]]:
-        """Take one more item per user."""
-        x: Tensor = self.embedding(items)
-        after = []
-        for layer, before in zip(self.layers, state, strict=True):
-            x, memory = layer.step(x, before)
-            after.append(memory)
-        return x, after
 
 
 class Layer(nn.Module):
@@ -127,6 +91,10 @@ class Layer(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole history at once."""
         return self._after_unit(self.unit(x), x)
+
+    def initial_state(self, batch_size: int) -> Complex[Tensor, "B E"]:
+        """Nothing seen."""
+        return self.unit.initial_state(batch_size)
 
     def step(
         self, x: Float[Tensor, "B D"], state: Complex[Tensor, "B E"]

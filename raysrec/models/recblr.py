@@ -31,12 +31,12 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from raysrec.history import History
-from raysrec.models.base import ModelConfig, SequenceModel
+from raysrec.models.base import ModelConfig
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
+from raysrec.models.recurrent import RecurrentStack
 from raysrec.ops.linear_recurrence import linear_recurrence, linear_recurrence_step
 from raysrec.ops.precision import at_least_float32
 from raysrec.ops.short_conv import short_conv, short_conv_step
@@ -71,7 +71,7 @@ class RecBLRState(NamedTuple):
     """The state of the recurrence."""
 
 
-class RecBLR(SequenceModel):
+class RecBLR(RecurrentStack):
     """Item embedding and layers of gated recurrence and feed-forward; causal and recurrent."""
 
     Config: ClassVar[type[ModelConfig]] = RecBLRConfig
@@ -80,7 +80,7 @@ class RecBLR(SequenceModel):
         super().__init__()
         zeros_before = _to_power_of_two(config.max_length) if config.pad_to_power_of_two else 0
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
-        self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
             Layer(
                 dim=config.dim,
                 d_conv=config.d_conv,
@@ -91,42 +91,6 @@ class RecBLR(SequenceModel):
             for _ in range(config.num_layers)
         )
         init_weights_(self)
-
-    @property
-    def causal(self) -> bool:
-        """A recurrence looks back only."""
-        return True
-
-    def encode(self, history: History) -> Float[Tensor, "B L D"]:
-        """One state per position; what stands at padded positions means nothing."""
-        x: Tensor = self.embedding(history.items)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def item_vectors(self) -> Float[Tensor, "V D"]:
-        """The item embedding's table."""
-        return self.embedding.table.weight
-
-    @property
-    def recurrent(self) -> bool:
-        """A state takes one more item in constant time."""
-        return True
-
-    def initial_state(self, batch_size: int) -> list[RecBLRState]:
-        """The memory of users who have no history yet, one per layer."""
-        return [layer.block.initial_state(batch_size) for layer in self.layers]
-
-    def step(
-        self, items: Int[Tensor, " B"], state: list[RecBLRState]
-    ) -> tuple[Float[Tensor, "B D"], list[RecBLRState]]:
-        """Take one more item per user."""
-        x: Tensor = self.embedding(items)
-        after = []
-        for layer, before in zip(self.layers, state, strict=True):
-            x, memory = layer.step(x, before)
-            after.append(memory)
-        return x, after
 
 
 class Layer(nn.Module):
@@ -143,6 +107,10 @@ class Layer(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole history at once."""
         return self._after_block(self.block(x), x)
+
+    def initial_state(self, batch_size: int) -> RecBLRState:
+        """Nothing seen."""
+        return self.block.initial_state(batch_size)
 
     def step(self, x: Float[Tensor, "B D"], state: RecBLRState) -> tuple[Float[Tensor, "B D"], RecBLRState]:
         """One position."""
