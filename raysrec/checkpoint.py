@@ -167,7 +167,10 @@ def load_model(directory: Path) -> SequenceModel:
     except FileNotFoundError:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
     settings = description["model"]
-    config = MODELS[settings["name"]].Config.model_validate(settings)
+    kind = MODELS[settings["name"]]
+    if kind.has_user_vectors and "num_users" not in description:
+        raise RunError(f"{directory}/model.json: does not say num_users, for how many users there are vectors")
+    config = kind.Config.model_validate(settings)
     model = build_model(config, description["num_items"], description.get("num_users", 0))
     model.load_state_dict(weights)
     return model.eval()

@@ -9,6 +9,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from raysrec.models import MODELS, ModelConfig, build_model
@@ -121,8 +122,22 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _what_is_drawn_is_used(self) -> "LossConfig":
+        unused = {
+            "negatives": self.name == "softmax" or self.sampling == "in_batch",
+            "sampling": self.name == "softmax",
+            "popularity_power": self.sampling != "popularity",
+            "calibration": self.name != "gbce",
+        }
+        for key, is_unused in unused.items():
+            if is_unused and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"loss.{key}={getattr(self, key)} is not used with loss.name={self.name} and "
+                    f"loss.sampling={self.sampling}; drop it"
+                )
         if self.sampling == "in_batch" and self.name not in ("auto", "sampled_softmax"):
             raise ValueError(f"loss.sampling=in_batch goes with loss.name=sampled_softmax, not with {self.name}")
+        if self.name == "gbce" and self.sampling != "uniform":
+            raise ValueError(f"loss.name=gbce is calibrated for uniform draws, not for loss.sampling={self.sampling}")
         if self.exclude_history and self.name not in ("bce", "gbce", "bpr"):
             raise ValueError(
                 f"loss.exclude_history is for negatives of one target, but loss.name={self.name} shares its negatives "
@@ -158,7 +173,8 @@ class TrainConfig(Section):
     batch_targets: Count = 2_048
     """Targets per update, over all workers; a batch may exceed it by part of one history."""
     micro_batch_tokens: Count = 32_768
-    """Positions (padding included) that one worker encodes at once; bounds memory, changes no result."""
+    """Positions (padding included) that one worker encodes at once; bounds memory. Negatives are drawn for each
+    micro-batch; nothing else changes with it."""
     optimizer: Literal["adam", "muon"] = "adam"
     """`adam` for everything (the papers'), or `muon` for the matrices and Adam for the rest."""
     learning_rate: Positive = 1e-3
@@ -295,11 +311,13 @@ class RunConfig(Section):
         supervision, windows = self.train.supervision, self.train.windows
         # It is asked only what it promises, which no size changes.
         small = self.model.model_copy(update={"max_length": min(self.model.max_length, 4)})
-        model = build_model(small, num_items=1, num_users=1)
+        with torch.random.fork_rng(devices=[]):  # nobody's random numbers change because a config was looked at
+            model = build_model(small, num_items=1, num_users=1)
         if supervision == "every_position" and not model.causal:
             raise ValueError(
                 f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as "
-                "configured sees the items it would have to predict; set train.supervision=last_position"
+                "configured sees the items it would have to predict; set train.supervision="
+                f"{'cloze' if model.fills_gaps else 'last_position'}"
             )
         if supervision == "cloze" and not model.fills_gaps:
             raise ValueError(
@@ -316,6 +334,8 @@ class RunConfig(Section):
                 "train.windows=overlap gives context to positions that are not learned from, and "
                 "train.supervision=cloze has none; set train.windows=tile"
             )
+        if supervision != "cloze" and self.train.cloze != ClozeConfig():
+            raise ValueError(f"train.cloze is for train.supervision=cloze, and {supervision} hides nothing; drop it")
         if supervision != "last_position" and self.train.prefixes_per_user != "all":
             raise ValueError(
                 f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position, and "

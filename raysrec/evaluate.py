@@ -73,7 +73,7 @@ def validation_sums(
     model: SequenceModel, data: PreparedData, config: RunConfig, read: Reader, *, worker: int, num_workers: int
 ) -> RankSums:
     """This worker's share of the validation ranks, as sums to be added over workers."""
-    device = next(model.parameters()).device
+    device = model.item_vectors().device
     groups = data.row_groups()
     mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
     batches = held_out(read(mine), config, from_end=FROM_END["validation"])
@@ -85,7 +85,7 @@ def rank_row_groups(
     model: SequenceModel, data: PreparedData, config: RunConfig, groups: Sequence[RowGroup], split: str
 ) -> Iterator[Ranked]:
     """Rank the held-out item of every user in these row groups, by the model and by popularity."""
-    device = next(model.parameters()).device
+    device = model.item_vectors().device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
     for batch in held_out(read_directly(groups), config, from_end=FROM_END[split]):
         batch = batch.to(device)

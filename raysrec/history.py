@@ -59,6 +59,8 @@ class Batch:
     history: History
     targets: Int[Tensor, "B L"]
     """The item to learn at each position, the one that follows it or the one hidden there; 0 where there is none."""
+    seed: int = 0
+    """Of what a loss draws for this batch: with the batch, so that it does not depend on the worker that has it."""
 
     def num_targets(self) -> int:
         """How many positions have a target."""
@@ -66,7 +68,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(self.history.to(device), self.targets.to(device))
+        return Batch(self.history.to(device), self.targets.to(device), self.seed)
 
 
 def empty_batch() -> Batch:

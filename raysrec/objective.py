@@ -17,7 +17,8 @@ from raysrec.negatives import ItemDistribution, Negatives, in_batch, popularity,
 
 EXACT_COSTS_AT_MOST = {"cpu": 16, "cuda": 160}
 """`auto` takes the exact softmax while scoring one state against the catalogue costs at most so many times what
-encoding it does, in multiplications. Matrix products of that shape run a GPU at its full speed, encoders do not."""
+encoding it does, in multiplications. The GPU's is an estimate: products of that shape should run it at its full speed,
+which encoders do not."""
 
 SMALLEST_ENCODER = 100_000
 """Parameters that an encoder counts for at least: below, a step is other work than its products."""
@@ -39,11 +40,14 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, device: str) -> Cho
         config: As asked for.
         model: What is trained.
         device: Type of the device it is trained on, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: More negatives are asked for than there are items.
     """
     num_items, dim = model.item_vectors()[1:].shape
     name, reason = config.name, "as configured"
     if name == "auto":
-        tables = {id(p) for p in model.parameters() if p.ndim == 2 and len(p) > num_items}
+        tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         encoder = sum(p.numel() for p in model.parameters() if id(p) not in tables)
         ratio = num_items * dim / max(encoder, SMALLEST_ENCODER)
         limit = EXACT_COSTS_AT_MOST.get(device, EXACT_COSTS_AT_MOST["cuda"])
@@ -51,8 +55,10 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, device: str) -> Cho
         reason = (
             f"scoring {num_items:,} items costs {ratio:.1f} times the encoder; exact up to {limit} times on {device}"
         )
-    negatives = config.negatives or USUAL_NEGATIVES[name]
-    return ChosenLoss(config.model_copy(update={"name": name, "negatives": min(negatives, num_items)}), reason)
+    if config.negatives > num_items:
+        raise ValueError(f"loss.negatives={config.negatives} exceeds the {num_items} items there are; lower it")
+    negatives = config.negatives or min(USUAL_NEGATIVES[name], num_items)
+    return ChosenLoss(config.model_copy(update={"name": name, "negatives": negatives}), reason)
 
 
 class Objective(nn.Module):
@@ -101,30 +107,29 @@ class Objective(nn.Module):
         states, targets, _ = learned
         if config.name == "softmax":
             return softmax_loss(states, vectors, targets, bias)
+        generator = torch.Generator(states.device).manual_seed(batch.seed)
         if config.name == "sampled_softmax":
-            negatives = self._shared_negatives(targets)
+            negatives = self._shared_negatives(targets, generator)
             counts = negatives.log_expected_counts()
             return sampled_softmax_loss(states, vectors, targets, negatives.items, bias, log_expected_counts=counts)
-        drawn = self._own_negatives(learned, batch)
+        drawn = self._own_negatives(learned, batch, generator)
         if config.name == "gbce":
             return gbce_loss(states, vectors, targets, drawn, bias, calibration=config.calibration)
         return {"bce": bce_loss, "bpr": bpr_loss}[config.name](states, vectors, targets, drawn, bias)
 
-    def _shared_negatives(self, targets: Int[Tensor, " P"]) -> Negatives:
+    def _shared_negatives(self, targets: Int[Tensor, " P"], generator: torch.Generator) -> Negatives:
         distribution = self._distribution_on(targets.device)
         if self.config.sampling == "in_batch":
             return in_batch(targets, distribution)
-        return distribution.draw((self.config.negatives,))
+        return distribution.draw((self.config.negatives,), generator=generator)
 
-    def _own_negatives(self, learned: "_Learned", batch: Batch) -> Int[Tensor, "P C"]:
-        distribution, shape = (
-            self._distribution_on(learned.targets.device),
-            (len(learned.targets), self.config.negatives),
-        )
+    def _own_negatives(self, learned: "_Learned", batch: Batch, generator: torch.Generator) -> Int[Tensor, "P C"]:
+        distribution = self._distribution_on(learned.targets.device)
+        shape = (len(learned.targets), self.config.negatives)
         if not self.config.exclude_history:
-            return distribution.draw(shape).items
+            return distribution.draw(shape, generator=generator).items
         exclude = torch.cat((batch.history.items.clamp_min(0), batch.targets), dim=1)
-        return distribution.draw(shape, exclude=exclude, rows=learned.rows).items
+        return distribution.draw(shape, exclude=exclude, rows=learned.rows, generator=generator).items
 
     def _distribution_on(self, device: torch.device) -> ItemDistribution:
         if self._distribution.weights.device != device:

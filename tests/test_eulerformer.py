@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -93,9 +94,9 @@ def test_the_penalty_is_the_weighted_contrast_of_what_was_encoded_in_training() 
     model.encode(history)
     assert model.penalty() is None
     model.train().encode(history)
+    total = sum(layer.attention.contrast.item() for layer in model.layers)  # type: ignore[union-attr, operator]
     penalty = model.penalty()
     assert penalty is not None
-    total = sum(layer.attention.contrast.item() for layer in model.layers)  # type: ignore[union-attr, operator]
     assert penalty.item() == pytest.approx(0.25 * total)
     penalty.backward()  # type: ignore[no-untyped-call]
     assert model.layers[0].attention.contrast_weights.grad.abs().min() > 0  # type: ignore[union-attr, operator]
@@ -139,3 +140,18 @@ def test_an_odd_number_of_channels_is_refused() -> None:
 def test_the_shipped_overlay_is_the_default() -> None:
     text = (Path(__file__).parent.parent / "configs" / "models" / "eulerformer.yaml").read_text()
     assert EulerFormerConfig.model_validate(yaml.safe_load(text)["model"]) == EulerFormerConfig()
+
+
+def test_the_contrast_is_asked_for_once_and_only_in_training() -> None:
+    model = EulerFormer(EulerFormerConfig(dim=8, contrast_weight=1.0), 20).train()
+    history = History(torch.tensor([[3, 1, 4]]), torch.zeros(1, 3, dtype=torch.long), torch.tensor([3]))
+    model.encode(history)
+    copy.deepcopy(model.state_dict())
+    first = model.penalty()
+    assert first is not None
+    assert first > 0
+    assert model.penalty() is None
+    copy.deepcopy(model)
+    model.encode(history)
+    model.eval().encode(history)
+    assert model.penalty() is None

@@ -23,7 +23,9 @@ def finished(root, name, ndcg, seconds=100.0):
         "popularity": dict.fromkeys(leaderboard.METRICS, score),
     }
     training = {"seconds": seconds, "seconds_to_best": seconds / 2, "loss": "softmax"}
-    (root / name).mkdir(parents=True)
+    data, model = name.removesuffix(name[name.index("-seed") :]).rsplit("-", 1)
+    arguments = parse("--root", root, "--data", data)
+    leaderboard.RunDirectory(root / name).start(leaderboard.Job(data, model, int(name[-1]), arguments).config(), "f")
     (root / name / "metrics.json").write_text(json.dumps({"training": training, "splits": {"test": scores}}))
 
 
@@ -81,6 +83,21 @@ def test_published_figures_name_models_that_exist():
         for scores in yaml.safe_load(path.read_text())["results"].values():
             assert set(scores) <= set(MODELS)
             assert all(len(row) == 3 and row[0] > row[1] > row[2] for row in scores.values())
+
+
+def test_a_run_with_other_settings_is_not_taken_for_the_one_that_is_asked_for(tmp_path):
+    finished(tmp_path, "ml-1m-recgrela-seed0", 0.17)
+    asked = parse("train.epochs=3", "--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "--table-only")
+    with pytest.raises(leaderboard.RunError, match=r"train\.epochs was 36 and is now 3; take another --root"):
+        leaderboard.main(asked)
+
+
+def test_a_run_that_fails_is_named_and_the_board_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(leaderboard.Job, "command", lambda job: [sys.executable, "-c", "raise SystemExit(3)"])
+    arguments = parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "mamba4rec", "--seeds", 1)
+    with pytest.raises(leaderboard.RunError, match="failed: ml-1m-recgrela-seed0, ml-1m-mamba4rec-seed0"):
+        leaderboard.main(arguments)
+    assert capsys.readouterr().out.count("failed with 3") == 2
 
 
 @pytest.mark.ray

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from raysrec.config import RunConfig
-from raysrec.data.loader import Prefetched, epoch_steps, held_out
+from raysrec.data.loader import Prefetched, epoch_steps, held_out, targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.prepare import prepare
 
@@ -79,10 +79,41 @@ def test_an_epoch_holds_every_target_of_the_data_exactly_once(data, config, num_
     assert sum(seen.values()) == data.manifest.num_targets
 
 
+WAYS = [
+    {},
+    {"windows": "last"},
+    {"supervision": "cloze"},
+    {"supervision": "last_position", "prefixes_per_user": 2},
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_workers", [2, 3, 5])
-def test_global_batches_do_not_depend_on_the_number_of_workers(data, config, num_workers):
+def test_global_batches_do_not_depend_on_the_number_of_workers(data, config, num_workers, way):
+    config = config.model_copy(update={"train": config.train.model_copy(update=way)})
     alone = global_batches(data, config, epoch=0, num_workers=1)
     assert global_batches(data, config, epoch=0, num_workers=num_workers) == alone
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_epoch_has_as_many_targets_as_it_is_said_to_have(data, config, way):
+    config = config.model_copy(update={"train": config.train.model_copy(update=way)})
+    rows = [row for step in global_batches(data, config, epoch=0, num_workers=1) for row in step]
+    found = sum(target != 0 for _, _, targets in rows for target in targets)
+    tolerance = 0.1 if way.get("supervision") == "cloze" else 0.0  # which draws them
+    assert found == pytest.approx(targets_per_epoch(data, config), rel=tolerance)
+
+
+def test_every_batch_has_a_seed_of_its_own_that_no_worker_changes(data, config):
+    def seeds(num_workers):
+        steps = [
+            epoch_steps(data, config, read_directly, epoch=0, worker=worker, num_workers=num_workers)
+            for worker in range(num_workers)
+        ]
+        return sorted(batch.seed for step in steps for batches in step for batch in batches)
+
+    assert seeds(1) == seeds(3)
+    assert len(set(seeds(1))) == len(seeds(1))
 
 
 def test_epochs_and_seeds_differ_but_repeat(data, config):

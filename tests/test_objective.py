@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,7 +44,7 @@ def test_last_position_reads_only_there(model, batch):
     [
         {"name": "sampled_softmax", "negatives": 8},
         {"name": "sampled_softmax", "negatives": 8, "sampling": "popularity"},
-        {"name": "sampled_softmax", "negatives": 8, "sampling": "in_batch"},
+        {"name": "sampled_softmax", "sampling": "in_batch"},
         {"name": "bce", "negatives": 1},
         {"name": "bce", "negatives": 3, "exclude_history": True},
         {"name": "gbce", "negatives": 3},
@@ -65,9 +67,9 @@ def test_every_loss_learns(model, batch, settings):
 
 def test_negatives_of_a_row_can_be_kept_from_its_history_and_targets(model, batch):
     own = [set(row.tolist()) for row in torch.cat((batch.history.items, batch.targets), dim=1)]
-    objective = Objective(model, LossConfig(name="bce", negatives=200, exclude_history=True))
+    objective = Objective(model, LossConfig(name="bce", negatives=2000, exclude_history=True))
     learned = objective._learned(batch)
-    drawn = objective._own_negatives(learned, batch)
+    drawn = objective._own_negatives(learned, batch, torch.Generator().manual_seed(0))
     for row, items in zip(learned.rows.tolist(), drawn.tolist(), strict=True):
         assert set(items) == set(range(1, NUM_ITEMS + 1)) - own[row]
 
@@ -102,3 +104,22 @@ def test_what_was_asked_for_is_taken():
     assert choose_loss(LossConfig(name="sampled_softmax"), model, device="cpu").config.negatives == 4_096
     asked = LossConfig(name="bpr", negatives=7)
     assert choose_loss(asked, model, device="cpu") == (asked, "as configured")
+
+
+def test_draws_go_with_the_batch_and_not_with_the_worker(model, batch):
+    objective = Objective(model, LossConfig(name="bce", negatives=5))
+    first = objective(batch)
+    torch.manual_seed(7)
+    torch.testing.assert_close(objective(batch), first, rtol=0, atol=0)
+    assert objective(replace(batch, seed=1)) != first
+
+
+def test_more_negatives_than_items_are_refused(model):
+    with pytest.raises(ValueError, match=r"loss\.negatives=31 exceeds the 30 items there are"):
+        choose_loss(LossConfig(name="bce", negatives=31), model, device="cpu")
+
+
+def test_vectors_of_users_are_no_encoder():
+    caser = MODELS["caser"].Config(name="caser", max_length=10)
+    model = build_model(caser, 30_000, num_users=20_000)
+    assert choose_loss(LossConfig(), model, device="cpu").config.name == "sampled_softmax"

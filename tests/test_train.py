@@ -194,3 +194,40 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(undi
     assert train(configure(folder, "undisturbed")).path == undisturbed.path
     with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
         train(configure(folder, "undisturbed", train__epochs=4))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"name": "popularity"}, "train": {"epochs": 1}},
+        {"model": {"name": "bert4rec"}, "train": {"supervision": "cloze"}},
+        {
+            "model": {"name": "caser", "max_length": 5},
+            "train": {"supervision": "last_position", "prefixes_per_user": 3},
+        },
+        {"model": {"name": "bprmf"}, "loss": {"name": "bpr", "exclude_history": True}},
+        {"model": {"name": "gru4rec"}, "loss": {"name": "sampled_softmax", "sampling": "in_batch"}},
+    ],
+    ids=lambda settings: settings["model"]["name"],
+)
+def test_every_way_of_learning_trains_and_is_ranked(local_ray, folder, settings):
+    name = settings["model"]["name"]
+    common = {key: SETTINGS[key] for key in ("data", "train", "scale")}
+    storage = {"root": str(folder / "runs"), "name": f"way-{name}"}
+    settings = overlay(overlay(common, settings), {"storage": storage, "data": {"prepared": str(folder / "prepared")}})
+    run = train(validate(settings))
+    record = json.loads(run.metrics_file.read_text())
+    scores = record["splits"]["test"]
+    assert scores["users"] == 401
+    assert record["training"]["loss"] == settings.get("loss", {}).get("name", "softmax")
+    if name == "popularity":
+        assert scores["model"]["ndcg@10"] == scores["popularity"]["ndcg@10"]
+    assert type(run.load_model()).__name__.lower() == name
+
+
+def test_negatives_do_not_depend_on_the_number_of_workers(local_ray, folder):
+    one, three = (
+        validation_scores(train(configure(folder, f"bce-{n}", loss__name="bce", train__epochs=2, scale__workers=n)))
+        for n in (1, 3)
+    )
+    assert one[-1] == pytest.approx(three[-1], abs=1e-6)

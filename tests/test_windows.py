@@ -50,6 +50,18 @@ def test_a_few_prefixes_of_each_user_are_distinct(counts, per_user, seed):
     assert (windows.stops <= counts[windows.rows]).all()
 
 
+def test_no_rounding_makes_a_held_out_item_a_target():
+    class Largest(np.random.Generator):
+        def random(self, size):
+            return np.full(size, 1 - 2.0**-53)
+
+    counts = np.array([200, 100, 7, 3])
+    for per_user in (None, 3, 1):
+        prefixes = Prefixes(counts, 10, per_user=per_user, rng=Largest(np.random.PCG64()))
+        windows = prefixes.take(np.arange(len(prefixes)))
+        assert (windows.stops <= counts[windows.rows]).all()
+
+
 def test_prefixes_are_drawn_afresh_and_each_as_often_as_another():
     counts, often = np.array([7, 3, 20]), Counter()
     draws = 3000

@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from raysrec.command_line import load, run_verb
+from raysrec.checkpoint import RunDirectory, RunError
+from raysrec.command_line import differences, load, run_verb
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
 
@@ -46,10 +47,27 @@ class Job:
         return f"{self.data}-{self.model}-seed{self.seed}"
 
     @property
+    def run(self) -> RunDirectory:
+        """Where it is kept."""
+        return RunDirectory(Path(self.arguments.root) / self.name)
+
+    @property
     def record(self) -> dict[str, Any] | None:
-        """What the finished run says of itself."""
-        path = Path(self.arguments.root) / self.name / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """What the finished run says of itself; None if it is not finished."""
+        return json.loads(self.run.metrics_file.read_text()) if self.run.metrics_file.is_file() else None
+
+    def refuse_other_settings(self) -> None:
+        """See that what stands in the run's folder is a run of this job.
+
+        Raises:
+            RunError: It has other settings.
+        """
+        if not self.run.config_file.is_file():
+            return
+        changes = differences(self.run.config().model_dump(mode="json"), self.config().model_dump(mode="json"))
+        if changes:
+            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+            raise RunError(f"{self.run.path} has other settings: {listed}; take another --root, or remove it")
 
     def files(self) -> list[Path]:
         """The configuration, layer over layer."""
@@ -85,8 +103,9 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
                     yield Job(data, model, seed, arguments)
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Train what is missing until all is there or the budget is spent."""
+def train_all(arguments: argparse.Namespace) -> list[str]:
+    """Train what is missing until all is there or the budget is spent; the names of the runs that failed."""
+    failed = []
     ends = time.monotonic() + arguments.budget
     for job in jobs(arguments):
         if job.record is not None:
@@ -94,13 +113,15 @@ def train_all(arguments: argparse.Namespace) -> None:
         left = ends - time.monotonic()
         if left <= 0:
             print("the budget is spent; the same command goes on", flush=True)
-            return
+            break
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {' '.join(job.command())}", flush=True)
         log = Path(arguments.root) / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         code = run_for(job.command(), left, log)
         if code and time.monotonic() < ends:
             print(f"{job.name} failed with {code}; its last words are in {log}", flush=True)
+            failed.append(job.name)
+    return failed
 
 
 def run_for(command: Sequence[str], seconds: float, log: Path) -> int:
@@ -159,7 +180,7 @@ def _all(arguments: argparse.Namespace, data: str) -> Iterator[Job]:
 
 def _row(finished: Sequence[Job]) -> dict[str, Any]:
     records = [job.record for job in finished if job.record]
-    config = finished[0].config()
+    config = finished[0].run.config()
     scores = [record["splits"]["test"]["model"] for record in records]
     row: dict[str, Any] = {"model": finished[0].model, "seeds": str(len(finished))}
     for metric in METRICS:
@@ -198,12 +219,13 @@ def main(arguments: argparse.Namespace) -> None:
     """Check every configuration, train, print."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that is under way is stopped too
     for data in arguments.data:
-        for model in arguments.models:
-            Job(data, model, 0, arguments).config()
-    if not arguments.table_only:
-        train_all(arguments)
+        for job in _all(arguments, data):
+            job.refuse_other_settings() if job.run.config_file.is_file() else job.config()
+    failed = [] if arguments.table_only else train_all(arguments)
     for data in arguments.data:
         print(f"\n{data}\n\n{table(arguments, data)}")
+    if failed:
+        raise RunError(f"failed: {', '.join(failed)}")
 
 
 def _parser() -> argparse.ArgumentParser:

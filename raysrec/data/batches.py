@@ -80,6 +80,7 @@ def training_batches(
         rng: Fixes offsets and order.
     """
     samples = training_samples(histories.lengths, config, max_length=max_length, rng=rng)
+    (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
     if config.supervision == "cloze":
         batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
     for windows in grouped_by_length(samples, batch_targets=batch_targets, rng=rng):
@@ -88,9 +89,10 @@ def training_batches(
         for part in micro_batches(windows.lengths, config.micro_batch_tokens):
             rows = windows.take(part)
             if hidden is None:
-                batches.append(collate(histories, rows))
+                batch = collate(histories, rows)
             else:
-                batches.append(collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())]))
+                batch = collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())])
+            batches.append(replace(batch, seed=int(seeds.integers(2**63))))
         yield batches
 
 

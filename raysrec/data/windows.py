@@ -123,11 +123,11 @@ class Prefixes:
         self, counts: IntArray, max_length: int, *, per_user: int | None = None, rng: np.random.Generator
     ) -> None:
         taken = counts if per_user is None else np.minimum(counts, per_user)
+        self._counts = counts
         self._ends = np.cumsum(taken)
         self._firsts = self._ends - taken
         self._distance = counts / np.maximum(taken, 1)
-        # Below 1, so that where all are taken, at a distance of 1, it changes nothing.
-        self._starts = rng.random(len(counts)) * self._distance
+        self._starts = np.where(taken < counts, rng.random(len(counts)) * self._distance, 0.0)
         self._max_length = max_length
 
     def __len__(self) -> int:
@@ -138,6 +138,7 @@ class Prefixes:
         rows = np.searchsorted(self._ends, indices, side="right")
         turn = indices - self._firsts[rows]
         position = np.floor(turn * self._distance[rows] + self._starts[rows]).astype(np.int64)
+        position = np.minimum(position, self._counts[rows] - 1)  # a sum may be rounded up to the next whole number
         return Windows(rows, np.maximum(position + 1 - self._max_length, 0), position + 1, position)
 
 

@@ -117,13 +117,16 @@ class EulerFormer(SequenceModel):
         return self.embedding.table.weight
 
     def penalty(self) -> Float[Tensor, ""] | None:
-        """The weighted phase contrast of the last histories that were encoded in training mode; None before."""
-        total = torch.zeros(())
+        """The weighted phase contrast of what was encoded in training mode since it was last asked for, or None."""
+        total: Tensor | None = None
         for layer in self.layers:
-            contrast: Any = layer.attention.contrast
-            if contrast is None:
-                return None
-            total = contrast + total.to(contrast)
+            attention: Any = layer.attention
+            # It holds its graph, which is good for one gradient.
+            contrast, attention.contrast = attention.contrast, None
+            if contrast is not None:
+                total = contrast if total is None else total + contrast
+        if total is None or not self.training:
+            return None
         return self.contrast_weight * total
 
 

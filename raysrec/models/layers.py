@@ -72,7 +72,8 @@ class UserEmbedding(nn.Module):
         if users is None:
             raise ValueError(f"the histories name no users, but this model has learned a vector for each of {known:,}")
         outside = (users < 1) | (users > known)
-        if bool(outside.any()):
+        # On a GPU looking would wait for the device; there the table refuses them instead.
+        if not users.is_cuda and bool(outside.any()):
             raise ValueError(
                 f"user {int(users[outside][0])} is unknown: this model has vectors for users 1..{known} and for nobody "
                 "else; train it again with that user, or take a model that reads histories only"

@@ -60,6 +60,15 @@ class LinRecConfig(TransformerConfig):
     num_heads: Count = 8
 
     @model_validator(mode="after")
+    def _heads_have_a_direction(self) -> "LinRecConfig":
+        if self.dim == self.num_heads:
+            raise ValueError(
+                f"model.dim={self.dim} gives each of model.num_heads={self.num_heads} heads one channel, and a number "
+                "divided by its norm is its sign; lower model.num_heads"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _norm_looks_no_further_than_form(self) -> "LinRecConfig":
         if self.form == "causal" and self.norm == "sequence":
             raise ValueError(
