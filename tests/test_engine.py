@@ -120,7 +120,9 @@ def assert_same(one, other, tolerance=2e-6):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "bce", "sampled_softmax"])
 def test_two_workers_learn_what_one_does(tmp_path, loss):
-    runs = {model: (configure(model, loss=loss, name="torch"), {}) for model in MODELS if model not in SENSITIVE}
+    # What a loss draws does not depend on the model, so one is enough for those that draw.
+    models = [model for model in MODELS if model not in SENSITIVE] if loss == "softmax" else ["recgrela"]
+    runs = {model: (configure(model, loss=loss, name="torch"), {}) for model in models}
     outcomes = on_two_workers(tmp_path, runs)
     for model, (config, _) in runs.items():
         assert_same(learn(config), outcomes[model])
