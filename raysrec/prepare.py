@@ -20,7 +20,7 @@ from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
-from raysrec.data.interactions import TIME_RULE, Interactions
+from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
 from raysrec.data.writing import Histories, write_catalog, write_histories
@@ -89,7 +89,7 @@ def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Hist
     times = interactions.table.column("time").to_numpy()[kept]
     order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
-    return Histories(user_ids, item_ids, offsets, items[order], times[order]), rounds
+    return Histories(user_ids, item_ids, offsets, items[order], times[order], interactions.per_second), rounds
 
 
 def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
@@ -164,7 +164,7 @@ def _write(
         user_interactions=config.user_interactions,
         item_interactions=config.item_interactions,
         id_rule=ID_RULE,
-        time_rule=TIME_RULE,
+        time_rule=time_rule(interactions.per_second),
         tie_rule=TIE_RULE,
         floored_times=interactions.floored_times,
         catalog_bytes=write_catalog(histories, scratch),
