@@ -5,7 +5,7 @@ not at all, and is reused by whoever asks for the same again.
 """
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig
 from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
+from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
@@ -119,9 +120,20 @@ def count_ties(histories: Histories) -> dict[str, int]:
     }
 
 
+def parser() -> ArgumentParser:
+    """Reads the command line of this verb."""
+    found = config_parser("prepare", "Turn raw interactions into histories on disk.")
+    found.add_argument(
+        "--download", action="store_true", help="fetch data.source from data.url first, unless it is there"
+    )
+    return found
+
+
 def main(arguments: Namespace) -> None:
     """Prepare what the config describes, and print what came out."""
     config = load(arguments.config, arguments.overrides).data
+    if arguments.download:
+        print(f"fetched {', '.join(map(str, download(config)))}", flush=True)
     data = prepare(config, progress=lambda line: print(line, flush=True))
     print(summary(data))
 
@@ -187,4 +199,4 @@ def _opened(folder: Path) -> PreparedData | None:
 
 
 if __name__ == "__main__":
-    run_verb(main, config_parser("prepare", "Turn raw interactions into histories on disk."))
+    run_verb(main, parser())

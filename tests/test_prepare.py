@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec import prepare as verb
-from raysrec.command_line import config_parser, run_verb
+from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
 from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData
@@ -257,7 +257,7 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["prepare", "--config", "a.yaml", *overrides])
         with pytest.raises(SystemExit) as exit:
-            run_verb(verb.main, config_parser("prepare", ""))
+            run_verb(verb.main, verb.parser())
         return exit.value.code, *capsys.readouterr()
 
     return run

@@ -5,6 +5,7 @@ source counts), and rows stay in the order of the source.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -74,11 +75,18 @@ def keep_rows(table: pa.Table, where: Mapping[str, pa.ChunkedArray | pa.Array], 
     """The rows in which each column of `where` reads as `wanted` says, once it is written as text."""
     mask = None
     for name, column in where.items():
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        here = pc.fill_null(pc.equal(column.cast(pa.string()), wanted[name]), False)
+        here = pc.fill_null(_reads(column, wanted[name]), False)
         mask = here if mask is None else pc.and_(mask, here)
     return table if mask is None else table.filter(mask)
+
+
+def _reads(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
+    if pa.types.is_floating(column.type):  # 3 and 3.0 are one number
+        number = re.fullmatch(r"[+-]?\d+(\.\d*)?", text)
+        return pc.equal(column, float(text) if number else None)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return pc.equal(column.cast(pa.string()), text)
 
 
 def fault_of_columns(wanted: Iterable[str], present: Iterable[str]) -> str | None:
