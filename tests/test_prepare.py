@@ -76,6 +76,16 @@ def test_times_closer_than_a_float32_can_tell_are_ordered(config):
     assert [item for item, _ in histories(prepare(config(lines)))["u"]] == ["a", "b", "c"]
 
 
+def test_thousandths_of_a_second_order_and_seconds_are_kept(config):
+    lines = [("u", "c", 1649467982002), ("u", "a", 1649467982000), ("u", "b", 1649467982001), ("u", "d", 1649467982002)]
+    data = prepare(config(lines, time_unit="ms"))
+    assert histories(data)["u"] == [(item, 1649467982) for item in "abcd"]
+    assert (data.manifest.tied_interactions, data.manifest.tied_test_targets) == (2, 1)
+    rule = "seconds as int64; fractions are rounded down"
+    assert data.manifest.time_rule == f"{rule}; ordered by the source's 1/1,000 of a second"
+    assert prepare(config(lines)).manifest.time_rule == rule
+
+
 def test_ties_are_counted(config):
     lines = [("test", item, time) for item, time in zip("abcd", (1, 2, 3, 3), strict=True)]
     lines += [("validation", item, time) for item, time in zip("abcd", (1, 2, 2, 3), strict=True)]

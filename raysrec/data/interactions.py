@@ -80,6 +80,11 @@ def keep_rows(table: pa.Table, where: Mapping[str, pa.ChunkedArray | pa.Array], 
     return table if mask is None else table.filter(mask)
 
 
+def has_empty(ids: pa.ChunkedArray) -> bool:
+    """Is there an empty id? Looked up in the dictionaries, not in the rows."""
+    return any(pc.index(chunk.dictionary, "").as_py() >= 0 for chunk in ids.chunks)
+
+
 def _reads(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
     if pa.types.is_floating(column.type):  # 3 and 3.0 are one number
         number = re.fullmatch(r"[+-]?\d+(\.\d*)?", text)

@@ -11,7 +11,14 @@ import pyarrow.json as pajson
 
 from raysrec.data.files import SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
-from raysrec.data.interactions import INTERACTIONS_SCHEMA, dates_as_seconds, fault_of_columns, floor_times, keep_rows
+from raysrec.data.interactions import (
+    INTERACTIONS_SCHEMA,
+    dates_as_seconds,
+    fault_of_columns,
+    floor_times,
+    has_empty,
+    keep_rows,
+)
 from raysrec.data.text import EXACT, fault_of_time, numbered_lines
 
 BLOCK_BYTES = 1 << 24
@@ -70,8 +77,8 @@ def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     ids = column.cast(pa.string()).dictionary_encode()
     for chunk in ids.chunks:
         chunk.dictionary.validate(full=True)  # is it UTF-8?
-        if chunk.null_count or "" in chunk.dictionary.to_pylist():
-            raise pa.ArrowInvalid("an id is empty")
+    if ids.null_count or has_empty(ids):
+        raise pa.ArrowInvalid("an id is empty")
     return ids
 
 

@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 
 from raysrec.data.files import SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
-from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA
+from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA, has_empty
 from raysrec.data.text import fault_of_time, numbered_lines
 
 BLOCK_BYTES = 1 << 25
@@ -47,13 +47,15 @@ def read_netflix(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
         with in_words(file):
             _raise_first_fault(file)
         raise SourceError(f"{file}: {error}") from error
-    blank = pc.equal(ratings.column("user").cast(pa.string()), "")
     movie_above_all = bool(movies) and movies[0][0] == 1
-    if not movie_above_all or not len(ratings) or pc.any(blank).as_py() or ratings.column("date").null_count:
+    blanks = has_empty(ratings.column("user"))
+    if not movie_above_all or not len(ratings) or blanks or ratings.column("date").null_count:
         with in_words(file):
             _raise_first_fault(file)
     table = pa.table([ratings.column("user"), _items(movies, len(ratings)), _seconds(ratings)], INTERACTIONS_SCHEMA)
-    return table.filter(pc.invert(blank)), 0
+    if blanks:
+        table = table.filter(pc.not_equal(table.column("user").cast(pa.string()), ""))
+    return table, 0
 
 
 def _ratings(file: SourceFile, other_line: Callable[[pacsv.InvalidRow], str]) -> pa.Table:

@@ -11,12 +11,11 @@ from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from raysrec.data.files import SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
-from raysrec.data.interactions import ID, dates_as_seconds, fault_of_columns, floor_times, keep_rows
+from raysrec.data.interactions import ID, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
 
 BLOCK_BYTES = 1 << 23
 """What Arrow reads at once; each block has its own dictionary of ids, so small blocks cost memory."""
@@ -46,7 +45,8 @@ def read_text(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
     except pa.ArrowInvalid as error:
         _raise_first_fault(file, layout, names)
         raise SourceError(f"{file}: {error}") from error
-    if _faulty(table) or not (len(table) or layout.where):
+    empty = table.column("time").null_count or any(has_empty(table.column(name)) for name in ("user", "item"))
+    if empty or not (len(table) or layout.where):
         _raise_first_fault(file, layout, names)
     return table, floored_times
 
@@ -101,14 +101,6 @@ def _header(file: SourceFile, layout: Layout) -> tuple[str, ...]:
         raise SourceError(f"{file}: line 1: is empty; expected a header with {', '.join(layout.columns)}")
     names = layout.split(text)
     return tuple(name.partition(":")[0] if layout.typed else name for name in names)
-
-
-def _faulty(table: pa.Table) -> bool:
-    """Is there an empty id or time? Looked up in the dictionaries, not in the rows."""
-    empty = (
-        pc.any(pc.equal(chunk.dictionary, "")).as_py() for name in ("user", "item") for chunk in table[name].chunks
-    )
-    return bool(table.column("time").null_count) or any(empty)
 
 
 def _raise_first_fault(file: SourceFile, layout: Layout, names: tuple[str, ...]) -> None:
