@@ -269,6 +269,12 @@ def test_a_compressed_file_that_was_cut_is_named(tmp_path, name, end, kind):
         read(config(path))
 
 
+@pytest.mark.parametrize("chosen", [{"where": {"rating": 5}}, {"time_unit": "ms"}, {"columns": {"item": "user"}}])
+def test_what_netflix_does_not_know_is_refused(file, chosen):
+    with pytest.raises(SourceError, match=r"do not go with data\.format=netflix"):
+        read(config(file("combined_data_1.txt", NETFLIX), **chosen))
+
+
 def test_dates_say_what_is_wrong(file):
     path = file("a.csv", b"user,item,time\na,b,2005-09-06\na,b,20050906\n")
     with pytest.raises(SourceError, match="line 3: column time is '20050906', expected a date such as 2005-09-06"):

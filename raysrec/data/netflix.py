@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from raysrec.data.files import SourceError, SourceFile, in_words
-from raysrec.data.formats import Layout
+from raysrec.data.formats import LAYOUTS, Layout
 from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA, has_empty
 from raysrec.data.text import fault_of_time, numbered_lines
 
@@ -30,8 +30,11 @@ def read_netflix(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
         Columns `user`, `item` (dictionaries of text) and `time` (seconds as int64); no time is rounded down.
 
     Raises:
-        SourceError: The file is missing or empty, or a line is neither a movie nor a rating of one.
+        SourceError: The file is missing or empty, a line is neither a movie nor a rating of one, or another layout is
+            asked for.
     """
+    if layout != LAYOUTS["netflix"][0]:
+        raise SourceError(f"{file}: data.columns, data.where and data.time_unit do not go with data.format=netflix")
     movies: list[tuple[int, str]] = []  # number of its line, id
 
     def movie(row: pacsv.InvalidRow) -> str:
