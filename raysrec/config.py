@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from raysrec.models import MODELS, ModelConfig, build_model
 from raysrec.schema import Count, CountOrZero, Decay, Interval, NonNegative, Positive, Probability, Section
 
 
 class Columns(Section):
-    """The names of the three columns in a CSV or Parquet source."""
+    """The names of the three columns of a source."""
 
     user: str = "user"
     """Column of user ids; any text or number."""
@@ -63,19 +63,62 @@ class SyntheticConfig(Section):
         return self
 
 
+Format = Literal[
+    "auto",
+    "csv",
+    "jsonl",
+    "parquet",
+    "recbole",
+    "movielens",
+    "netflix",
+    "lfm-1b",
+    "kuairand",
+    "yambda",
+    "amazon-2014",
+    "amazon-2018",
+    "amazon-2023",
+    "synthetic",
+]
+"""Layouts of sources; `data/formats.py` says what each is."""
+
+
+def _one_a_line(source: object) -> object:
+    """A list of places as one text: what is written into a run's `config.yaml`, and what all messages name."""
+    return "\n".join(source) if isinstance(source, list) and all(isinstance(s, str) for s in source) else source
+
+
+def _as_text(where: object) -> object:
+    """`{is_click: 1}` means the text 1, as it stands in the file."""
+    if not isinstance(where, dict):
+        return where
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in where.items()}
+
+
 class DataConfig(Section):
     """Where interactions come from, which of them are kept, and how an epoch is laid out."""
 
     name: str = "synthetic"
     """What to call this data set in runs and reports."""
-    source: str = "synthetic"
-    """A file of raw interactions, or `synthetic` for the embedded source."""
-    format: Literal["auto", "recbole", "movielens", "csv", "parquet", "synthetic"] = "auto"
-    """Layout of the source; `auto` goes by the file's name."""
+    source: Annotated[str, BeforeValidator(_one_a_line)] = "synthetic"
+    """Raw interactions: a file, a folder, a pattern such as `logs/*.csv`, or a list of these, text plain or as .gz or
+    .zst; or `synthetic` for the embedded source."""
+    format: Format = "auto"
+    """Layout of the source; `auto` goes by the file's name. `csv`, `jsonl` and `parquet` have their columns named in
+    `columns`, the others are as they were published."""
     columns: Columns = Columns()
-    """Names of the columns of a CSV or Parquet source."""
+    """Names of the columns of a CSV, JSON-lines or Parquet source; in a published format, those that are not to be its
+    own, such as `columns: {item: track}` in `lfm-1b`."""
+    where: Annotated[dict[str, str], BeforeValidator(_as_text)] = {}  # noqa: RUF012 - pydantic copies it
+    """Keeps the rows whose columns read so, such as `{is_click: 1}`; all rows by default."""
+    time_unit: Literal["auto", "s", "ms", "us", "date"] = "auto"
+    """What the times of the source count: seconds, thousandths, millionths, or `date` for text as in 2005-09-06 or
+    2005-09-06 12:30:00; `auto` is the format's own, seconds where it has none."""
     separator: Annotated[str, Field(min_length=1, max_length=2)] = ","
     """What separates the columns of a CSV source."""
+    url: Annotated[str, Field(pattern="^(https?://.*)?$")] = ""
+    """Where `prepare --download` fetches the source; of a .zip or .tar.gz it keeps the files that `source` names."""
+    checksum: Annotated[str, Field(pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?$")] = ""
+    """What the file at `url` must be, as `md5:…` or `sha256:…`; empty checks nothing."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Size and seed of the embedded source."""
     user_interactions: Interval = Interval("[5,inf)")

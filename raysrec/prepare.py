@@ -5,7 +5,7 @@ not at all, and is reused by whoever asks for the same again.
 """
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig
 from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
+from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
-from raysrec.data.interactions import TIME_RULE, Interactions
+from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
 from raysrec.data.writing import Histories, write_catalog, write_histories
@@ -89,7 +90,7 @@ def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Hist
     times = interactions.table.column("time").to_numpy()[kept]
     order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
-    return Histories(user_ids, item_ids, offsets, items[order], times[order]), rounds
+    return Histories(user_ids, item_ids, offsets, items[order], times[order], interactions.per_second), rounds
 
 
 def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
@@ -119,9 +120,20 @@ def count_ties(histories: Histories) -> dict[str, int]:
     }
 
 
+def parser() -> ArgumentParser:
+    """Reads the command line of this verb."""
+    found = config_parser("prepare", "Turn raw interactions into histories on disk.")
+    found.add_argument(
+        "--download", action="store_true", help="fetch data.source from data.url first, unless it is there"
+    )
+    return found
+
+
 def main(arguments: Namespace) -> None:
     """Prepare what the config describes, and print what came out."""
     config = load(arguments.config, arguments.overrides).data
+    if arguments.download:
+        print(f"fetched {', '.join(map(str, download(config)))}", flush=True)
     data = prepare(config, progress=lambda line: print(line, flush=True))
     print(summary(data))
 
@@ -164,7 +176,7 @@ def _write(
         user_interactions=config.user_interactions,
         item_interactions=config.item_interactions,
         id_rule=ID_RULE,
-        time_rule=TIME_RULE,
+        time_rule=time_rule(interactions.per_second),
         tie_rule=TIE_RULE,
         floored_times=interactions.floored_times,
         catalog_bytes=write_catalog(histories, scratch),
@@ -187,4 +199,4 @@ def _opened(folder: Path) -> PreparedData | None:
 
 
 if __name__ == "__main__":
-    run_verb(main, config_parser("prepare", "Turn raw interactions into histories on disk."))
+    run_verb(main, parser())

@@ -9,6 +9,9 @@ from pydantic import ValidationError
 from raysrec.checkpoint import RunDirectory
 from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig, RunConfig
+from raysrec.data.download import _target
+from raysrec.data.files import plain_name
+from raysrec.data.formats import belongs
 from raysrec.models import MODELS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -121,6 +124,16 @@ def test_a_data_set_loads_alone_and_under_every_model(data_set):
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_only_embedded_data_needs_no_file(data_set):
     assert (shipped(data_set).data.source == "synthetic") == (data_set in ("quickstart", "lifelong"))
+
+
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_what_a_data_set_is_fetched_from_fits_its_source(data_set):
+    data = shipped(data_set).data
+    if data.url:
+        folder, pattern = _target(data)
+        assert folder.parts[0] == "data"
+        assert belongs(data.format, plain_name(pattern))
+    assert not data.checksum or data.url
 
 
 def test_data_sets_go_to_different_runs():

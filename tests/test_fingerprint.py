@@ -3,8 +3,12 @@ import hashlib
 import pytest
 
 from raysrec.config import DataConfig
+from raysrec.data.catalog import Source
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
+
+SOURCE = Source(path="a", bytes=1, sha256="0" * 64)
+FINGERPRINTS = ["45fcdcf1800f02cb", "8d26714be5b276fc", "03f96073295cc8ba", "6eb87febdeb0ea87"]
 
 
 @pytest.fixture
@@ -53,7 +57,25 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(config):
 def test_columns_and_separator_count_where_the_format_has_them(config):
     others = {"columns": {"user": "u"}}, {"separator": ";"}
     assert all(fingerprint(config(file="a.csv", **other)) != fingerprint(config(file="a.csv")) for other in others)
-    assert all(fingerprint(config(**other)) == fingerprint(config()) for other in others)
+    assert fingerprint(config(columns={"item": "artists_id"})) != fingerprint(config())
+    assert fingerprint(config(separator=";")) == fingerprint(config())
+
+
+def test_conditions_and_the_unit_of_time_count():
+    plain = fingerprint_of(DataConfig(format="csv", source="a.csv"), SOURCE)
+    for other in ({"where": {"kind": "buy"}}, {"time_unit": "ms"}):
+        assert fingerprint_of(DataConfig(format="csv", source="a.csv", **other), SOURCE) != plain
+
+
+def test_a_fingerprint_stays_what_it_was():
+    """Prepared data of an earlier version are found again."""
+    config = {"user_interactions": "[5,inf)", "item_interactions": "[5,inf)"}
+    names = {"a.inter": "recbole", "ratings.dat": "movielens", "a.csv": "csv", "a.parquet": "parquet"}
+    found = [
+        fingerprint_of(DataConfig(source=name, format=kind, **config), SOURCE)  # the files need not be there
+        for name, kind in names.items()
+    ]
+    assert found == FINGERPRINTS
 
 
 def test_a_source_is_hashed_as_it_lies_on_disk(config, tmp_path):

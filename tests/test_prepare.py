@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec import prepare as verb
-from raysrec.command_line import config_parser, run_verb
+from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
 from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData
@@ -74,6 +74,16 @@ def test_interactions_at_the_same_time_keep_the_order_of_the_file(config):
 def test_times_closer_than_a_float32_can_tell_are_ordered(config):
     lines = [("u", "c", 978300762), ("u", "b", 978300761), ("u", "a", 978300760)]
     assert [item for item, _ in histories(prepare(config(lines)))["u"]] == ["a", "b", "c"]
+
+
+def test_thousandths_of_a_second_order_and_seconds_are_kept(config):
+    lines = [("u", "c", 1649467982002), ("u", "a", 1649467982000), ("u", "b", 1649467982001), ("u", "d", 1649467982002)]
+    data = prepare(config(lines, time_unit="ms"))
+    assert histories(data)["u"] == [(item, 1649467982) for item in "abcd"]
+    assert (data.manifest.tied_interactions, data.manifest.tied_test_targets) == (2, 1)
+    rule = "seconds as int64; fractions are rounded down"
+    assert data.manifest.time_rule == f"{rule}; ordered by the source's 1/1,000 of a second"
+    assert prepare(config(lines)).manifest.time_rule == rule
 
 
 def test_ties_are_counted(config):
@@ -257,7 +267,7 @@ def run(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["prepare", "--config", "a.yaml", *overrides])
         with pytest.raises(SystemExit) as exit:
-            run_verb(verb.main, config_parser("prepare", ""))
+            run_verb(verb.main, verb.parser())
         return exit.value.code, *capsys.readouterr()
 
     return run

@@ -3,6 +3,7 @@ import gzip
 import pytest
 
 from raysrec.config import DataConfig
+from raysrec.data import text
 from raysrec.data.files import SourceError
 from raysrec.data.sources import read
 
@@ -50,7 +51,8 @@ def test_fractions_are_rounded_down_and_counted(file):
     assert found.floored_times == 2
 
 
-def test_equal_ids_have_equal_codes_over_a_long_file(file):
+def test_equal_ids_have_equal_codes_over_a_long_file(file, monkeypatch):
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 18)  # several blocks
     lines = b"".join(b"u%d\ti%d\t%d\n" % (n % 7, n % 11, n) for n in range(150_000))
     table = read(config(file("a.inter", INTER + lines))).table
     users = table.column("user").chunk(0)

@@ -7,12 +7,12 @@ import hashlib
 import json
 from typing import Any
 
-from pyarrow import fs
-
-from raysrec.config import DataConfig
+from raysrec.config import Columns, DataConfig
 from raysrec.data import synthetic
 from raysrec.data.catalog import FORMAT_VERSION, Source
-from raysrec.data.sources import format_of, separator_of, source_files
+from raysrec.data.files import SourceFile
+from raysrec.data.formats import GENERIC, format_of, separator_of
+from raysrec.data.sources import source_files
 
 VERSION = 1
 """Changes when `prepare.py` makes other histories of the same source and rules; part of every fingerprint."""
@@ -27,8 +27,7 @@ def hash_source(config: DataConfig) -> Source:
     if format_of(config) == "synthetic":
         settings = f"{synthetic.VERSION} {synthetic.settings_json(config.synthetic)}"
         return Source(path="synthetic", bytes=0, sha256=hashlib.sha256(settings.encode()).hexdigest())
-    filesystem, paths = source_files(config)
-    sizes, digests = zip(*(_hash_file(filesystem, path) for path in paths), strict=True)
+    sizes, digests = zip(*(_hash_file(file) for file in source_files(config)), strict=True)
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     return Source(path=config.source, bytes=sum(sizes), sha256=whole)
 
@@ -45,10 +44,14 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
         "format": (kind := format_of(config)),
         "intervals": [[interval.low, str(interval.high)] for interval in intervals],
     }
-    if kind in ("csv", "parquet"):
+    if kind in GENERIC or config.columns != Columns():
         rules["columns"] = config.columns.model_dump()
     if kind == "csv":
         rules["separator"] = separator_of(config)
+    if config.time_unit != "auto":
+        rules["time_unit"] = config.time_unit
+    if config.where:
+        rules["where"] = config.where
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,13 +61,13 @@ def stamp_of(config: DataConfig) -> list[tuple[str, int, int]]:
     Raises:
         SourceError: There is no such file.
     """
-    filesystem, paths = source_files(config)
-    return [(info.path, info.size, info.mtime_ns) for info in filesystem.get_file_info(paths)]
+    infos = [file.filesystem.get_file_info(file.path) for file in source_files(config)]
+    return [(info.path, info.size, info.mtime_ns) for info in infos]
 
 
-def _hash_file(filesystem: fs.FileSystem, path: str) -> tuple[int, str]:
+def _hash_file(file: SourceFile) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path, compression=None) as stream:
+    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
             size += len(block)

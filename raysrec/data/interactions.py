@@ -1,19 +1,29 @@
 """Interactions: what every reader of a source gives, whatever its format; one table of (user, item, time).
 
-Ids are text exactly as it stands in the source, times are whole seconds, and rows stay in the order of the source.
+Ids are text exactly as it stands in the source, times are whole seconds (or the thousandths or millionths that the
+source counts), and rows stay in the order of the source.
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 ID = pa.dictionary(pa.int32(), pa.string())
 INTERACTIONS_SCHEMA = pa.schema({"user": ID, "item": ID, "time": pa.int64()})
 
-TIME_RULE = "seconds as int64; fractions are rounded down"
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "date": 1}
+"""What a source's times count, by `data.time_unit`: so many of them are a second."""
+
+
+def time_rule(per_second: int) -> str:
+    """How times are read, in words, where the source counts so many to a second."""
+    finer = f"; ordered by the source's 1/{per_second:,} of a second" if per_second > 1 else ""
+    return f"seconds as int64; fractions are rounded down{finer}"
 
 
 @dataclass(frozen=True)
@@ -24,22 +34,64 @@ class Interactions:
     """Columns `user` and `item` (dictionaries of text, one chunk), and `time` (int64)."""
     floored_times: int
     """Times that had a fraction, which was dropped (towards the past)."""
+    per_second: int = 1
+    """How much of `time` is a second."""
 
     @classmethod
-    def of(cls, table: pa.Table, floored_times: int) -> "Interactions":
+    def of(cls, table: pa.Table, floored_times: int, per_second: int = 1) -> "Interactions":
         """Of a table in any chunks; ids are encoded in one chunk each, so that equal ids have equal codes."""
         columns = {
             name: _one_dictionary(table.column(name)) if name != "time" else table.column(name).combine_chunks()
             for name in INTERACTIONS_SCHEMA.names
         }
-        return cls(pa.table(columns), floored_times)
+        return cls(pa.table(columns), floored_times, per_second)
 
 
 def floor_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Times as whole seconds, and how many of them were rounded down."""
+    """Times as whole numbers, and how many of them were rounded down."""
     whole = pc.floor(column)
     floored = pc.sum(pc.not_equal(whole, column)).as_py() or 0
     return whole.cast(pa.int64()), floored
+
+
+def dates_as_seconds(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
+    """Unix seconds of dates as text, in UTC unless they name a zone, and how many had a fraction of a second.
+
+    Raises:
+        pa.ArrowInvalid: One is no date such as `2005-09-06`, `2005-09-06 12:30:00` or `2005-09-06T12:30:00.5Z`.
+    """
+    try:
+        return column.cast(pa.timestamp("s")).cast(pa.int64()), 0
+    except pa.ArrowInvalid:
+        zoned = pc.match_substring_regex(column, r":.*(Z|[+-]\d\d:?\d\d)$")
+        nothing = pa.scalar(None, pa.string())
+        with_zone = pc.if_else(zoned, column, nothing).cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+        without = pc.if_else(zoned, nothing, column).cast(pa.timestamp("us")).cast(pa.int64())
+    whole, rest = np.divmod(pc.coalesce(with_zone, without).to_numpy(), 10**6)
+    return pa.chunked_array([whole], pa.int64()), int(np.count_nonzero(rest))
+
+
+def keep_rows(table: pa.Table, where: Mapping[str, pa.ChunkedArray | pa.Array], wanted: Mapping[str, str]) -> pa.Table:
+    """The rows in which each column of `where` reads as `wanted` says, once it is written as text."""
+    mask = None
+    for name, column in where.items():
+        here = pc.fill_null(_reads(column, wanted[name]), False)
+        mask = here if mask is None else pc.and_(mask, here)
+    return table if mask is None else table.filter(mask)
+
+
+def has_empty(ids: pa.ChunkedArray) -> bool:
+    """Is there an empty id? Looked up in the dictionaries, not in the rows."""
+    return any(pc.index(chunk.dictionary, "").as_py() >= 0 for chunk in ids.chunks)
+
+
+def _reads(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
+    if pa.types.is_floating(column.type):  # 3 and 3.0 are one number
+        number = re.fullmatch(r"[+-]?\d+(\.\d*)?", text)
+        return pc.equal(column, float(text) if number else None)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return pc.equal(column.cast(pa.string()), text)
 
 
 def fault_of_columns(wanted: Iterable[str], present: Iterable[str]) -> str | None:

@@ -3,132 +3,117 @@
 Text is read by Arrow; only when that fails is the file read a second time, line by line, to say where and why.
 """
 
-import csv
 import io
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from raysrec.data.files import SourceError, in_words, open_file
-from raysrec.data.interactions import ID, Interactions, fault_of_columns, floor_times
+from raysrec.data.files import SourceError, SourceFile, in_words
+from raysrec.data.formats import Layout
+from raysrec.data.interactions import ID, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
+
+BLOCK_BYTES = 1 << 23
+"""What Arrow reads at once; each block has its own dictionary of ids, so small blocks cost memory."""
 
 EXACT = pa.decimal128(38, 18)
 """Holds every int64 and 18 digits after the point; a float would make neighbours beyond 2**53 equal."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the lines of a text format are cut, and where its three columns stand."""
+def read_text(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
+    """Every line of a text file that is not empty and meets the layout's conditions, in order.
 
-    separator: str
-    """What stands between two fields."""
-    quoted: bool
-    """May a field stand in double quotes?"""
-    columns: tuple[str, str, str]
-    """Names of the columns of users, items and times."""
-    names: tuple[str, ...] = ()
-    """Names of all columns where the file has no header line."""
-    typed: bool = False
-    """Does the header write `name:type`?"""
-
-    def split(self, line: str) -> list[str]:
-        """The fields of a line."""
-        if self.quoted and len(self.separator) == 1:
-            return next(csv.reader([line], delimiter=self.separator), [])
-        return line.split(self.separator)
-
-
-def read_text(source: str, layout: Layout) -> Interactions:
-    """Every line of a text file that is not empty, in order.
+    Returns:
+        Columns `user`, `item` (dictionaries of text) and `time` (int64); how many times were rounded down.
 
     Raises:
         SourceError: The file is missing, empty, cut otherwise than its layout says, or holds an empty id or a time that
-            is no number.
+            is no number (or no date, where the layout has dates).
     """
-    with in_words(source):
-        names = layout.names or _header(source, layout)
-    fault = fault_of_columns(layout.columns, names)
+    with in_words(file):
+        names = layout.names or _header(file, layout)
+    fault = fault_of_columns([*layout.columns, *dict(layout.where)], names)
     if fault:
-        raise SourceError(f"{source}: line 1: {fault}")
+        raise SourceError(f"{file}: line 1: {fault}")
     try:
-        with in_words(source):
-            table, floored_times = _read_with_arrow(source, layout, names)
+        with in_words(file):
+            table, floored_times = _read_with_arrow(file, layout, names)
     except pa.ArrowInvalid as error:
-        _raise_first_fault(source, layout, names)
-        raise SourceError(f"{source}: {error}") from error
-    if not len(table) or _faulty(table):
-        _raise_first_fault(source, layout, names)
-    return Interactions.of(table, floored_times)
+        _raise_first_fault(file, layout, names)
+        raise SourceError(f"{file}: {error}") from error
+    empty = table.column("time").null_count or any(has_empty(table.column(name)) for name in ("user", "item"))
+    if empty or not (len(table) or layout.where):
+        _raise_first_fault(file, layout, names)
+    return table, floored_times
 
 
-def _read_with_arrow(source: str, layout: Layout, names: tuple[str, ...]) -> tuple[pa.Table, int]:
+def _read_with_arrow(file: SourceFile, layout: Layout, names: tuple[str, ...]) -> tuple[pa.Table, int]:
     """The three columns and how many times were rounded down; times are read as text only if one is no whole number."""
-    try:
-        return _arrow_table(source, layout, names, pa.int64()), 0
-    except pa.ArrowInvalid:
-        table = _arrow_table(source, layout, names, EXACT)
-    times, floored_times = floor_times(table.column("time"))
+    if layout.unit == "date":
+        table = _arrow_table(file, layout, names, pa.string())
+        times, floored_times = dates_as_seconds(table.column("time"))
+    else:
+        try:
+            return _arrow_table(file, layout, names, pa.int64()), 0
+        except pa.ArrowInvalid:
+            table = _arrow_table(file, layout, names, EXACT)
+        times, floored_times = floor_times(table.column("time"))
     return table.set_column(2, "time", times), floored_times
 
 
-def _arrow_table(source: str, layout: Layout, names: tuple[str, ...], time_type: pa.DataType) -> pa.Table:
+def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_type: pa.DataType) -> pa.Table:
     # Arrow cuts at one character. Between the two of `::` it finds a column more, which must be empty throughout.
     doubled = len(layout.separator) == 2
     gaps = [f"\0{place}" for place in range(len(names) - 1)] if doubled else []
     all_names = [name for pair in itertools.zip_longest(names, gaps) for name in pair if name is not None]
-    types = dict(zip(layout.columns, (ID, ID, time_type), strict=True)) | dict.fromkeys(gaps, pa.null())
-    with open_file(source) as stream:
+    where = dict(layout.where)
+    types = dict.fromkeys(where, pa.string()) | dict(zip(layout.columns, (ID, ID, time_type), strict=True))
+    types |= dict.fromkeys(gaps, pa.null())
+    with file.open() as stream:
         table = pacsv.read_csv(
             stream,
-            read_options=pacsv.ReadOptions(column_names=all_names, skip_rows=0 if layout.names else 1),
+            read_options=pacsv.ReadOptions(
+                column_names=all_names, skip_rows=0 if layout.names else 1, block_size=BLOCK_BYTES
+            ),
             parse_options=pacsv.ParseOptions(delimiter=layout.separator[0], quote_char='"' if layout.quoted else False),
             convert_options=pacsv.ConvertOptions(
                 column_types=types,
-                include_columns=[*layout.columns, *gaps],
+                include_columns=list(dict.fromkeys([*layout.columns, *where, *gaps])),
                 null_values=[""],
                 strings_can_be_null=False,
             ),
         )
-    return table.select(list(layout.columns)).rename_columns(["user", "item", "time"])
+    kept = keep_rows(table.select(list(layout.columns)), {name: table.column(name) for name in where}, where)
+    return kept.rename_columns(["user", "item", "time"])
 
 
-def _header(source: str, layout: Layout) -> tuple[str, ...]:
-    line = next(_lines(source), (1, b""))[1]
+def _header(file: SourceFile, layout: Layout) -> tuple[str, ...]:
+    line = next(numbered_lines(file), (1, b""))[1]
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SourceError(f"{source}: line 1: is not UTF-8; {_SAVE_AS_UTF8}") from None
+        raise SourceError(f"{file}: line 1: is not UTF-8; {_SAVE_AS_UTF8}") from None
     if not text:
-        raise SourceError(f"{source}: line 1: is empty; expected a header with {', '.join(layout.columns)}")
+        raise SourceError(f"{file}: line 1: is empty; expected a header with {', '.join(layout.columns)}")
     names = layout.split(text)
     return tuple(name.partition(":")[0] if layout.typed else name for name in names)
 
 
-def _faulty(table: pa.Table) -> bool:
-    """Is there an empty id or time? Looked up in the dictionaries, not in the rows."""
-    empty = (
-        pc.any(pc.equal(chunk.dictionary, "")).as_py() for name in ("user", "item") for chunk in table[name].chunks
-    )
-    return bool(table.column("time").null_count) or any(empty)
-
-
-def _raise_first_fault(source: str, layout: Layout, names: tuple[str, ...]) -> None:
+def _raise_first_fault(file: SourceFile, layout: Layout, names: tuple[str, ...]) -> None:
     """Raise about the first line that is wrong, or about there being none, if reading line by line finds that."""
     places = [names.index(column) for column in layout.columns]
     found = 0
-    for number, line in itertools.islice(_lines(source), 0 if layout.names else 1, None):
+    for number, line in itertools.islice(numbered_lines(file), 0 if layout.names else 1, None):
         fault = _fault_of_line(line, layout, names, places) if line else None
         if fault:
-            raise SourceError(f"{source}: line {number}: {fault}")
+            raise SourceError(f"{file}: line {number}: {fault}")
         found += bool(line)
     if not found:
-        raise SourceError(f"{source}: has no interactions; expected one a line, separated by {layout.separator!r}")
+        raise SourceError(f"{file}: has no interactions; expected one a line, separated by {layout.separator!r}")
 
 
 def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: list[int]) -> str | None:
@@ -144,11 +129,14 @@ def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: 
     for place in places[:2]:
         if not fields[place]:
             return f"column {names[place]} is empty, expected an id; fill it in or delete the line"
-    fault = _fault_of_time(fields[places[2]].strip())
+    fault = fault_of_time(fields[places[2]].strip(), layout.unit)
     return fault and f"column {names[places[2]]} is {fault}"
 
 
-def _fault_of_time(text: str) -> str | None:
+def fault_of_time(text: str, unit: str) -> str | None:
+    """What is wrong with a time as it stands in the source, in words; None if nothing is."""
+    if unit == "date":
+        return _fault_of_date(text)
     advice = "expected a number such as 978300760; mend or delete the line"
     if not text:
         return f"empty, {advice}"
@@ -156,15 +144,26 @@ def _fault_of_time(text: str) -> str | None:
         return f"{text[:40]!r}, {advice}"
     value = Decimal(text)
     if not -(2**63) <= value < 2**63:
-        return f"{text[:40]}, which no 64-bit integer holds; expected Unix seconds"
+        return f"{text[:40]}, which no 64-bit integer holds; expected Unix time"
     if value.as_tuple().exponent < -18:  # type: ignore[operator]  # finite, so no letter
-        return f"{text[:40]}, with more than 18 digits after the point; expected Unix seconds"
+        return f"{text[:40]}, with more than 18 digits after the point; expected Unix time"
     return None
 
 
-def _lines(source: str) -> Iterator[tuple[int, bytes]]:
+def _fault_of_date(text: str) -> str | None:
+    advice = "expected a date such as 2005-09-06 or 2005-09-06 12:30:00; mend or delete the line"
+    if not text:
+        return f"empty, {advice}"
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return f"{text[:40]!r}, {advice}"
+    return None if re.match(r"\d{4}-\d\d-\d\d($|[ T])", text) else f"{text[:40]!r}, {advice}"
+
+
+def numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
     """Numbered lines without their ends."""
-    with open_file(source) as stream:
+    with file.open() as stream:
         for number, line in enumerate(io.BufferedReader(stream), start=1):
             yield number, line.rstrip(b"\r\n")
 

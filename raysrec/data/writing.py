@@ -34,7 +34,9 @@ class Histories:
     items: NDArray[np.int32]
     """Item numbers 1..N, oldest first within a user."""
     times: NDArray[np.int64]
-    """Unix seconds, of each of `items`."""
+    """Unix time of each of `items`, as the source counts it."""
+    per_second: int = 1
+    """How much of `times` is a second; seconds are written."""
 
 
 def write_histories(histories: Histories, directory: Path) -> tuple[Shard, ...]:
@@ -83,7 +85,7 @@ def _write_file(histories: Histories, path: Path, spans: list[tuple[int, int]]) 
                 pa.array(np.arange(first + 1, last + 1, dtype=np.int64)),
                 histories.user_ids.slice(first, last - first),
                 pa.ListArray.from_arrays(starts, pa.array(histories.items[begin:end])),
-                pa.ListArray.from_arrays(starts, pa.array(histories.times[begin:end])),
+                pa.ListArray.from_arrays(starts, pa.array(histories.times[begin:end] // histories.per_second)),
             ]
             table = pa.table(columns, schema=HISTORY_SCHEMA)
             writer.write_table(table, row_group_size=len(table))
