@@ -10,7 +10,7 @@ from raysrec.optimizers import build_optimizers, orthogonalised, set_learning_ra
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_every_parameter_is_updated_by_exactly_one_optimizer(name, optimizer):
-    model = build_model(MODELS[name].Config(name=name, dim=8), num_items=5)
+    model = build_model(MODELS[name].Config(name=name, dim=16), num_items=5)
     optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer))
     held = [id(p) for each in optimizers for group in each.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
