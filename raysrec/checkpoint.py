@@ -29,6 +29,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raysrec.command_line import differences
 from raysrec.config import RunConfig
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.schema import CountOrZero, Section
@@ -100,6 +101,13 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
         return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
+
+    def other_settings(self, config: RunConfig) -> str:
+        """How the run's configuration differs from another, in words; empty if it does not or nothing is there yet."""
+        if not self.config_file.is_file():
+            return ""
+        changes = differences(self.config().model_dump(mode="json"), config.model_dump(mode="json"))
+        return "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
 
     def start(self, config: RunConfig, fingerprint: str) -> None:
         """Write what is known before training begins; a run that goes on keeps what it was begun with.

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from raysrec.checkpoint import RunDirectory, RunError, TrainingState
-from raysrec.command_line import config_parser, differences, load, run_verb
+from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
@@ -123,13 +123,9 @@ def _refuse_idle_workers(config: RunConfig) -> None:
 
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
     """A run goes on only under the configuration it was begun with."""
-    if not run.config_file.is_file():
-        return
-    changes = differences(run.config().model_dump(mode="json"), config.model_dump(mode="json"))
-    if changes:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+    if changes := run.other_settings(config):
         raise RunError(
-            f"{run.path} holds a run with other settings: {listed}; set storage.name to keep both, or --fresh to "
+            f"{run.path} holds a run with other settings: {changes}; set storage.name to keep both, or --fresh to "
             "throw the old one away"
         )
 

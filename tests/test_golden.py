@@ -20,9 +20,6 @@ from raysrec.models import MODELS, SequenceModel, build_model
 GOLDEN = Path(__file__).parent / "golden"
 NUM_ITEMS = 30
 
-NOT_IN_MODELS: set[str] = set()
-"""Models that are still being written; a test below fails as soon as one of them is in MODELS and here too."""
-
 NORM_AND_TABLE = {r"^item_embedding\b": "embedding.table", r"^LayerNorm\b|^layer_norm\b": "embedding.norm"}
 MAMBA = {
     r"\.in_proj\b": ".into",
@@ -135,8 +132,6 @@ SIZES = {
 def model_of(case: str, **settings: Any) -> SequenceModel:
     """Our model with the weights of a case."""
     name = case.partition("-")[0]
-    if name in NOT_IN_MODELS:
-        pytest.skip("not in MODELS")
     arrays = np.load(GOLDEN / f"{case}.npz")
     weights = {key.removeprefix("weights/"): torch.from_numpy(arrays[key]) for key in arrays if "weights/" in key}
     config = MODELS[name].Config.model_validate({"name": name, "max_length": 12, **SIZES[name], **settings})
@@ -303,11 +298,6 @@ def test_sigma_unmasked_is_the_code_of_the_authors_own_repository_at_the_one_len
 
 def test_sigma_with_masked_padding_is_the_authors_model_where_there_is_none() -> None:
     assert_agrees_where_read(model_of("sigma"), "sigma")
-
-
-def test_models_that_are_awaited_are_not_there_yet() -> None:
-    """Whoever adds one of them takes its name off the list, and then its tests above run."""
-    assert NOT_IN_MODELS.isdisjoint(MODELS)
 
 
 def test_the_origin_of_every_file_is_known_and_every_file_is_small() -> None:

@@ -24,7 +24,7 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.checkpoint import RunDirectory, RunError
-from raysrec.command_line import differences, load, run_verb
+from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
 
@@ -62,12 +62,8 @@ class Job:
         Raises:
             RunError: It has other settings.
         """
-        if not self.run.config_file.is_file():
-            return
-        changes = differences(self.run.config().model_dump(mode="json"), self.config().model_dump(mode="json"))
-        if changes:
-            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
-            raise RunError(f"{self.run.path} has other settings: {listed}; take another --root, or remove it")
+        if changes := self.run.other_settings(self.config()):
+            raise RunError(f"{self.run.path} has other settings: {changes}; take another --root, or remove it")
 
     def files(self) -> list[Path]:
         """The configuration, layer over layer."""
@@ -220,7 +216,7 @@ def main(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that is under way is stopped too
     for data in arguments.data:
         for job in _all(arguments, data):
-            job.refuse_other_settings() if job.run.config_file.is_file() else job.config()
+            job.refuse_other_settings()
     failed = [] if arguments.table_only else train_all(arguments)
     for data in arguments.data:
         print(f"\n{data}\n\n{table(arguments, data)}")
