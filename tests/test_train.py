@@ -190,6 +190,17 @@ def test_early_stopping_keeps_the_best_weights(local_ray, folder):
     assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(max(scores), abs=1e-9)
 
 
+def test_training_can_end_in_the_middle_of_an_epoch(local_ray, folder):
+    whole = json.loads(train(configure(folder, "undisturbed")).metrics_file.read_text())["training"]["steps"]
+    run = train(configure(folder, "cut", train__max_steps=whole // 2))
+    assert json.loads(run.metrics_file.read_text())["training"]["steps"] == whole // 2
+    last = events(run, "step")[-1]
+    assert last["step"] == whole // 2
+    assert last["share_done"] == 1.0
+    assert last["left_s"] == 0.0
+    assert events(run, "validation")[-1]["step"] == whole // 2
+
+
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(undisturbed, folder):
     assert train(configure(folder, "undisturbed")).path == undisturbed.path
     with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
