@@ -186,7 +186,7 @@ def test_an_error_while_writing_leaves_nothing(config, monkeypatch):
 KILLED_AT = (
     "raysrec.prepare.write_catalog",  # before the first file
     "raysrec.data.writing.RowGroupSize",  # within a file of histories
-    "raysrec.prepare.count_ties",  # when only the manifest is missing
+    "raysrec.prepare.Manifest",  # when only the manifest is missing
     "raysrec.data.publishing._rename",  # when only the name is missing
 )
 
@@ -255,7 +255,7 @@ def test_two_at_once_do_not_break_each_other(config, monkeypatch):
 def test_the_summary_says_what_came_out(config):
     data = prepare(config([("u", item, 0) for item in "abcd"]))
     text = summary(data)
-    assert "users         1" in text
+    assert "users         1 of 1" in text
     assert "4 of 4, after 0 rounds of filtering; 1 to learn from" in text
     assert str(data.directory) in text
 
@@ -276,7 +276,7 @@ def run(tmp_path, monkeypatch, capsys):
 def test_the_command_prints_the_summary(run):
     code, printed, _ = run("{synthetic: {num_users: 50}}", "data.prepared=here")
     assert code == 0
-    assert "users         50" in printed
+    assert "users         50 of 50" in printed
     assert len(os.listdir("here")) == 1
 
 
