@@ -152,7 +152,8 @@ def _count_before(moment: int, offsets: IntArray, times: IntArray) -> IntArray:
 
 
 def _with_history(positions: IntArray) -> IntArray:
-    return np.where(positions >= 1, positions, -1)
+    found: IntArray = np.where(positions >= 1, positions, -1)
+    return found
 
 
 def _steps_from(low: int, times: IntArray) -> NDArray[np.uint64]:
