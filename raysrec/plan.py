@@ -35,6 +35,8 @@ def _data_rows(config: RunConfig, data: PreparedData | None) -> Iterator[tuple[s
     yield "users", f"{manifest.num_users:,}"
     yield "items", f"{manifest.num_items:,}"
     yield "interactions", f"{manifest.num_interactions:,}"
+    yield "split", str(manifest.split)
+    yield "ranked", f"{manifest.num_ranked('validation'):,} users to validate, {manifest.num_ranked('test'):,} to test"
     num_targets = targets_per_epoch(data, config)
     yield "targets per epoch", f"{num_targets:,}"
     steps = max(1, round(num_targets / config.train.batch_targets))

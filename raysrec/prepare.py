@@ -6,7 +6,7 @@ not at all, and is reused by whoever asks for the same again.
 
 import logging
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig
 from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
+from raysrec.data.counts import Counts
 from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
@@ -24,7 +25,9 @@ from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
 from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
-from raysrec.data.writing import Histories, write_catalog, write_histories
+from raysrec.data.splits import HELD_OUT, SplitRule, find_rule
+from raysrec.data.writing import Histories, count_histories, write_catalog, write_histories
+from raysrec.schema import date_of
 
 ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
 TIE_RULE = "interactions of a user at the same time keep the order of the source"
@@ -41,7 +44,7 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -
 
     Raises:
         SourceError: The source cannot be read.
-        ValueError: Nothing is left after filtering.
+        ValueError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
     """
     stamp, source = stamp_of(config), hash_source(config)
     fingerprint = fingerprint_of(config, source)
@@ -55,9 +58,13 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -
         raise SourceError(f"data.source={config.source}: changed while it was read; prepare again when it is complete")
     progress(f"filtering {len(interactions.table)} interactions")
     histories, rounds = make_histories(interactions, config)
+    rule = find_rule(config.split, histories.seconds)
+    counts = count_histories(histories, rule)
+    _refuse_empty(counts, rule, histories.per_second)
     progress(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users to {folder}")
     with appearing_whole(folder, is_whole=lambda there: _opened(there) is not None) as scratch:
         facts = {"name": config.name, "fingerprint": fingerprint, "source": source, "filter_rounds": rounds}
+        facts |= {"split": rule, **counts.for_manifest(histories.per_second)}
         _write(scratch, histories, interactions, config, facts)
     return PreparedData.open(folder)
 
@@ -107,19 +114,6 @@ def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArr
     return numbers[codes], ids.take(pa.array(appearing))
 
 
-def count_ties(histories: Histories) -> dict[str, int]:
-    """How much of the order is decided by the rule for ties: the manifest's three counts of it."""
-    ends = histories.offsets[1:]
-    same = np.zeros(len(histories.times) + 1, dtype=np.bool_)  # same[i]: i - 1 and i are one user's at the same time
-    same[1:-1] = histories.times[1:] == histories.times[:-1]
-    same[histories.offsets] = False
-    return {
-        "tied_interactions": int(np.count_nonzero(same[1:] | same[:-1])),
-        "tied_validation_targets": int(np.count_nonzero(same[ends - 1] | same[ends - 2])),
-        "tied_test_targets": int(np.count_nonzero(same[ends - 1])),
-    }
-
-
 def parser() -> ArgumentParser:
     """Reads the command line of this verb."""
     found = config_parser("prepare", "Turn raw interactions into histories on disk.")
@@ -141,18 +135,48 @@ def main(arguments: Namespace) -> None:
 def summary(data: PreparedData) -> str:
     """What a prepared data set holds, in a few lines."""
     manifest = data.manifest
-    held_out = f"{manifest.tied_validation_targets:,} validation and {manifest.tied_test_targets:,} test items"
-    return "\n".join(
-        (
-            f"users         {manifest.num_users:,}",
-            f"items         {manifest.num_items:,}",
-            f"interactions  {manifest.num_interactions:,} of {manifest.source_interactions:,}, "
-            f"after {manifest.filter_rounds} rounds of filtering; {manifest.num_targets:,} to learn from",
-            f"longest       {manifest.longest_history:,} interactions",
-            f"ties in time  {manifest.tied_interactions:,} interactions; they decide {held_out}",
-            f"folder        {data.directory}",
-        )
+    ranked = {split: manifest.num_ranked(split) for split in HELD_OUT}
+    cold, leaked, tied = (
+        [getattr(manifest, f"{what}_{split}_{of}") for split in HELD_OUT]
+        for what, of in (("cold", "users"), ("leaked", "targets"), ("tied", "targets"))
     )
+    span = f"{date_of(manifest.first_time)} to {date_of(manifest.last_time)}"
+    rows = {
+        "users": f"{manifest.num_users:,} of {manifest.source_users:,}",
+        "items": f"{manifest.num_items:,} of {manifest.source_items:,}",
+        "interactions": f"{manifest.num_interactions:,} of {manifest.source_interactions:,}, after "
+        f"{manifest.filter_rounds} rounds of filtering; {manifest.num_targets:,} to learn from",
+        "left out": f"{manifest.left_out_rows:,} rows by data.where",
+        "longest": f"{manifest.longest_history:,} interactions",
+        "times": f"{span} (UTC)",
+        "split": str(manifest.split),
+        "ranked": f"{_both(ranked.values(), 'users')}; {_both(cold, 'of them')} with nothing to learn from",
+        "leakage": f"{_both(leaked, 'items')} lie before something that is learned from",
+        "ties in time": f"{manifest.tied_interactions:,} interactions; they decide {_both(tied, 'items')}",
+        "repeated": f"{manifest.repeated_interactions:,} interactions, the same item at the same time; they are kept",
+        "folder": str(data.directory),
+    }
+    return "\n".join(f"{name:<12}  {text}" for name, text in rows.items())
+
+
+def _both(counts: Iterable[int], what: str) -> str:
+    validation, test = counts
+    return f"{validation:,} validation and {test:,} test {what}"
+
+
+def _refuse_empty(counts: Counts, rule: SplitRule, per_second: int) -> None:
+    """Data that cannot be learned from, validated on and tested on are no use under this split."""
+    span = " to ".join(date_of(time // per_second) for time in (counts.first_time, counts.last_time))
+    for what, found in (
+        ("to learn from", counts.targets),
+        ("to validate on", counts.validation.users),
+        ("to test on", counts.test.users),
+    ):
+        if not found and rule.name == "temporal":
+            raise ValueError(
+                f"data.split: there is nothing {what} ({rule}); the interactions are of {span}, and a user's first is "
+                "never a target; move the moments, or raise the shares"
+            )
 
 
 def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
@@ -161,27 +185,29 @@ def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
     return column.indices.to_numpy(), column.dictionary
 
 
+def _distinct(table: pa.Table, name: str) -> int:
+    """How many ids there are; a dictionary may hold some that `data.where` left out."""
+    return int(np.count_nonzero(np.bincount(_codes(table, name)[0])))
+
+
 def _write(
     scratch: Path, histories: Histories, interactions: Interactions, config: DataConfig, facts: dict[str, Any]
 ) -> None:
     """All files of a prepared data set, the manifest last."""
-    lengths = np.diff(histories.offsets)
     manifest = Manifest(
+        left_out_rows=interactions.left_out,
+        source_users=_distinct(interactions.table, "user"),
+        source_items=_distinct(interactions.table, "item"),
         source_interactions=len(interactions.table),
-        num_users=len(histories.user_ids),
         num_items=len(histories.item_ids),
-        num_interactions=len(histories.items),
-        num_targets=int(np.maximum(lengths - 3, 0).sum()),
-        longest_history=int(lengths.max()),
         user_interactions=config.user_interactions,
         item_interactions=config.item_interactions,
         id_rule=ID_RULE,
         time_rule=time_rule(interactions.per_second),
         tie_rule=TIE_RULE,
         floored_times=interactions.floored_times,
-        catalog_bytes=write_catalog(histories, scratch),
-        shards=write_histories(histories, scratch),
-        **count_ties(histories),
+        catalog_bytes=write_catalog(histories, facts["split"], scratch),
+        shards=write_histories(histories, facts["split"], scratch),
         **facts,
     )
     (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")

@@ -61,6 +61,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
             "data": config.data.name,
             "model": config.model.name,
             "prepared": str(data.directory.resolve()),
+            "split": data.manifest.split.model_dump(mode="json"),
             "evaluate": config.evaluate.model_dump(mode="json"),
             "training": {
                 "supervision": config.train.supervision,

@@ -3,6 +3,7 @@ import pyarrow.parquet as pq
 
 from raysrec.config import DataConfig
 from raysrec.data.sources import read
+from raysrec.data.splits import SplitRule
 from raysrec.data.writing import write_histories
 from raysrec.prepare import make_histories, prepare
 
@@ -21,7 +22,7 @@ def test_many_row_groups_are_spread_over_files(tmp_path, monkeypatch):
     config = DataConfig.model_validate({"synthetic": {"num_users": 150}})
     histories, _ = make_histories(read(config), config)
     (tmp_path / "new").mkdir()
-    shards = write_histories(histories, tmp_path / "new")
+    shards = write_histories(histories, SplitRule(), tmp_path / "new")
     assert [shard.file for shard in shards] == [f"histories/part-{number:05d}.parquet" for number in range(len(shards))]
     assert len(shards) > 2
     assert all(len(shard.row_groups) == 8 for shard in shards[:-1])

@@ -5,6 +5,7 @@ The layout of what is written stands in `catalog.py`; how it is read again in `r
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysrec.data.catalog import CATALOG_SCHEMA, HISTORY_SCHEMA, RowGroupSize, Shard
+from raysrec.data.counts import Counts
+from raysrec.data.splits import SplitRule, in_first
 
 ROW_GROUPS = 64
 """Row groups that data of ordinary size are cut into, and at most so many lie in one file."""
@@ -38,8 +41,18 @@ class Histories:
     per_second: int = 1
     """How much of `times` is a second; seconds are written."""
 
+    def parts(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]]:
+        """Offsets from 0, items and times of the users of each row group."""
+        for first, last in itertools.pairwise(_cut_row_groups(self.offsets)):
+            begin, end = self.offsets[first], self.offsets[last]
+            yield self.offsets[first : last + 1] - begin, self.items[begin:end], self.times[begin:end]
 
-def write_histories(histories: Histories, directory: Path) -> tuple[Shard, ...]:
+    def seconds(self) -> Iterator[NDArray[np.int64]]:
+        """Unix seconds of the interactions of each row group."""
+        return (times // self.per_second for _, _, times in self.parts())
+
+
+def write_histories(histories: Histories, rule: SplitRule, directory: Path) -> tuple[Shard, ...]:
     """Write `histories/*.parquet` under the directory, whole users in each row group.
 
     A row group is closed by the user who brings it over its share of interactions, a 64th of the data within
@@ -51,18 +64,26 @@ def write_histories(histories: Histories, directory: Path) -> tuple[Shard, ...]:
     shards = []
     for number, start in enumerate(range(0, len(spans), ROW_GROUPS)):
         file = f"histories/part-{number:05d}.parquet"
-        sizes = _write_file(histories, directory / file, spans[start : start + ROW_GROUPS])
+        sizes = _write_file(histories, rule, directory / file, spans[start : start + ROW_GROUPS])
         shards.append(Shard(file=file, bytes=(directory / file).stat().st_size, row_groups=sizes))
     return tuple(shards)
 
 
-def write_catalog(histories: Histories, directory: Path) -> int:
+def count_histories(histories: Histories, rule: SplitRule) -> Counts:
+    """What the manifest says of these histories, split by this rule."""
+    per_second = histories.per_second
+    return sum((Counts.of(rule, *part, per_second=per_second) for part in histories.parts()), Counts())
+
+
+def write_catalog(histories: Histories, rule: SplitRule, directory: Path) -> int:
     """Write `catalog.parquet` (each item's number, external id and counts), and return its size in bytes."""
-    ends = histories.offsets[1:]
     size = len(histories.item_ids) + 1
-    counts = np.bincount(histories.items, minlength=size)
-    held_out = np.bincount(histories.items[np.concatenate([ends - 1, ends - 2])], minlength=size)
-    columns = [np.arange(1, size, dtype=np.int32), histories.item_ids, counts[1:], (counts - held_out)[1:]]
+    counts, train_counts = np.zeros((2, size), np.int64)
+    for offsets, items, times in histories.parts():
+        train = rule.positions(offsets, times // histories.per_second).train
+        counts += np.bincount(items, minlength=size)
+        train_counts += np.bincount(items[in_first(offsets, train)], minlength=size)
+    columns = [np.arange(1, size, dtype=np.int32), histories.item_ids, counts[1:], train_counts[1:]]
     path = directory / "catalog.parquet"
     pq.write_table(pa.table(columns, schema=CATALOG_SCHEMA), path, compression="zstd")
     return path.stat().st_size
@@ -75,19 +96,24 @@ def _cut_row_groups(offsets: NDArray[np.int64]) -> list[int]:
     return [*starts.tolist(), len(offsets) - 1]
 
 
-def _write_file(histories: Histories, path: Path, spans: list[tuple[int, int]]) -> tuple[RowGroupSize, ...]:
+def _write_file(
+    histories: Histories, rule: SplitRule, path: Path, spans: list[tuple[int, int]]
+) -> tuple[RowGroupSize, ...]:
     sizes = []
     with pq.ParquetWriter(path, HISTORY_SCHEMA, compression="zstd") as writer:
         for first, last in spans:
             begin, end = int(histories.offsets[first]), int(histories.offsets[last])
-            starts = pa.array((histories.offsets[first : last + 1] - begin).astype(np.int32))
+            offsets = histories.offsets[first : last + 1] - begin
+            seconds = histories.times[begin:end] // histories.per_second
+            starts = pa.array(offsets.astype(np.int32))
             columns = [
                 pa.array(np.arange(first + 1, last + 1, dtype=np.int64)),
                 histories.user_ids.slice(first, last - first),
                 pa.ListArray.from_arrays(starts, pa.array(histories.items[begin:end])),
-                pa.ListArray.from_arrays(starts, pa.array(histories.times[begin:end] // histories.per_second)),
+                pa.ListArray.from_arrays(starts, pa.array(seconds)),
             ]
             table = pa.table(columns, schema=HISTORY_SCHEMA)
             writer.write_table(table, row_group_size=len(table))
-            sizes.append(RowGroupSize(users=last - first, interactions=end - begin))
+            learned = None if rule.name == "leave_one_out" else int(rule.positions(offsets, seconds).train.sum())
+            sizes.append(RowGroupSize(users=last - first, interactions=end - begin, learned=learned))
     return tuple(sizes)
