@@ -13,7 +13,7 @@ All else knows positions only; they are found anew wherever histories are read, 
 
 Source:
     Gusak et al., "Time to Split: Exploring Data Splitting Strategies for Offline Evaluation of Sequential
-    Recommenders", RecSys 2025, which compares these and other targets; a tenth of the interactions to test on is theirs.
+    Recommenders", RecSys 2025, which compares these and other targets; testing on a tenth is theirs, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping
