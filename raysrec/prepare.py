@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysrec.command_line import config_parser, load, run_verb
@@ -187,7 +188,8 @@ def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
 
 def _distinct(table: pa.Table, name: str) -> int:
     """How many ids there are; a dictionary may hold some that `data.where` left out."""
-    return int(np.count_nonzero(np.bincount(_codes(table, name)[0])))
+    (column,) = table.column(name).chunks
+    return int(pc.count_distinct(column.indices).as_py())
 
 
 def _write(

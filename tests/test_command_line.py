@@ -266,7 +266,8 @@ def test_keys_of_another_model_are_refused_with_its_name():
         (
             ["data.user_interactions='[2,inf)'"],
             "data.user_interactions=[2,inf) keeps users with fewer than 3 interactions, but each user needs one to "
-            "begin with, one to validate and one to test; start the interval at 3 or more",
+            "begin with, one to validate and one to test; start the interval at 3 or more, or set "
+            "data.split.name=temporal",
         ),
         (
             ["evaluate.ks=[5, 20]"],

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from raysrec.data.splits import HELD_OUT, IntArray, SplitRule
 
 _FIRST, _LAST = -(2**63), 2**63 - 1
+"""The ends of all times: where nothing has been met yet."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,11 @@ class Histories:
 
     def seconds(self) -> Iterator[NDArray[np.int64]]:
         """Unix seconds of the interactions of each row group."""
-        return (times // self.per_second for _, _, times in self.parts())
+        return (self.in_seconds(times) for _, _, times in self.parts())
+
+    def in_seconds(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Some of the times as they are written."""
+        return times if self.per_second == 1 else times // self.per_second
 
 
 def write_histories(histories: Histories, rule: SplitRule, directory: Path) -> tuple[Shard, ...]:
@@ -80,7 +84,7 @@ def write_catalog(histories: Histories, rule: SplitRule, directory: Path) -> int
     size = len(histories.item_ids) + 1
     counts, train_counts = np.zeros((2, size), np.int64)
     for offsets, items, times in histories.parts():
-        train = rule.positions(offsets, times // histories.per_second).train
+        train = rule.positions(offsets, histories.in_seconds(times)).train
         counts += np.bincount(items, minlength=size)
         train_counts += np.bincount(items[in_first(offsets, train)], minlength=size)
     columns = [np.arange(1, size, dtype=np.int32), histories.item_ids, counts[1:], train_counts[1:]]
@@ -104,7 +108,7 @@ def _write_file(
         for first, last in spans:
             begin, end = int(histories.offsets[first]), int(histories.offsets[last])
             offsets = histories.offsets[first : last + 1] - begin
-            seconds = histories.times[begin:end] // histories.per_second
+            seconds = histories.in_seconds(histories.times[begin:end])
             starts = pa.array(offsets.astype(np.int32))
             columns = [
                 pa.array(np.arange(first + 1, last + 1, dtype=np.int64)),
