@@ -1,12 +1,15 @@
 """From raw interactions to a prepared data set: read, filter, number, order, write; `python -m raysrec.prepare`.
 
-The steps are pure functions on arrays and run in one process. The folder is named by its fingerprint, appears whole or
-not at all, and is reused by whoever asks for the same again.
+The steps are pure functions on arrays. They run in one process, or for a large source part by part in tasks of a cluster
+(`data/distributed.py`), which makes the same files. The folder is named by its fingerprint, appears whole or not at
+all, and is reused by whoever asks for the same again.
 """
 
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import DataConfig
+from raysrec.config import DataConfig, ScaleConfig
 from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
+from raysrec.data.distributed import is_distributed, prepare_in_tasks
 from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.filters import keep_intervals
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
+from raysrec.data.histories import Counts, Histories, nothing_left, number_by_appearance
 from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
-from raysrec.data.writing import Histories, write_catalog, write_histories
+from raysrec.data.writing import Written, write_catalog, write_histories
+from raysrec.place import Place
+from raysrec.progress import stage
+from raysrec.runtime import ray_session
 
 ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
 TIE_RULE = "interactions of a user at the same time keep the order of the source"
 
 log = logging.getLogger(__name__)
 
+_ONE_WORKER = ScaleConfig()
 
-def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -> PreparedData:
+
+def prepare(
+    config: DataConfig, *, scale: ScaleConfig = _ONE_WORKER, progress: Callable[[str], None] = log.info
+) -> PreparedData:
     """The prepared data set that the config describes: found by its fingerprint, or made.
 
     Args:
         config: Source, rules, and the folder under which prepared data sets are kept.
+        scale: The Ray in which a large source is prepared, if none runs yet.
         progress: Is told in one line what is done next.
 
     Raises:
@@ -49,16 +62,30 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -
     if found := _opened(folder):
         progress(f"reusing {folder}")
         return found
+
+    def refuse_changed() -> None:
+        if stamp_of(config) != stamp:
+            raise SourceError(
+                f"data.source={config.source}: changed while it was read; prepare again when it is complete"
+            )
+
+    appears = appearing_whole(folder, is_whole=lambda there: _opened(there) is not None)
+    facts = {"name": config.name, "fingerprint": fingerprint, "source": source}
+    if is_distributed(config):
+        progress(f"preparing {config.source} in tasks")
+        with ray_session(scale, cpus=len(os.sched_getaffinity(0))), appears as scratch:
+            place = Place.of(scratch.resolve())
+            written = prepare_in_tasks(config, place, after_reading=refuse_changed, bar=partial(stage, say=progress))
+            _write_manifest(scratch, written, config, facts)
+        return PreparedData.open(folder)
     progress(f"reading {config.source}")
     interactions = read(config)
-    if stamp_of(config) != stamp:
-        raise SourceError(f"data.source={config.source}: changed while it was read; prepare again when it is complete")
+    refuse_changed()
     progress(f"filtering {len(interactions.table)} interactions")
-    histories, rounds = make_histories(interactions, config)
+    histories, item_ids, rounds = make_histories(interactions, config)
     progress(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users to {folder}")
-    with appearing_whole(folder, is_whole=lambda there: _opened(there) is not None) as scratch:
-        facts = {"name": config.name, "fingerprint": fingerprint, "source": source, "filter_rounds": rounds}
-        _write(scratch, histories, interactions, config, facts)
+    with appears as scratch:
+        _write_manifest(scratch, _write(scratch, interactions, histories, item_ids, rounds), config, facts)
     return PreparedData.open(folder)
 
 
@@ -71,8 +98,8 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
     return _opened(Path(config.prepared) / fingerprint_of(config, hash_source(config)))
 
 
-def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, int]:
-    """Filtered, numbered and ordered histories, and the number of filtering rounds.
+def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, pa.Array, int]:
+    """Filtered, numbered and ordered histories, their items' ids, and the number of filtering rounds.
 
     Raises:
         ValueError: Nothing is left after filtering.
@@ -81,43 +108,15 @@ def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Hist
     items, item_ids = _codes(interactions.table, "item")
     kept, rounds = keep_intervals(users, items, users=config.user_interactions, items=config.item_interactions)
     if not kept.any():
-        raise ValueError(
-            f"data.user_interactions={config.user_interactions} and data.item_interactions={config.item_interactions}: "
-            f"nothing is left of the {len(kept)} interactions of {config.source}; widen the intervals"
-        )
+        raise nothing_left(config, len(kept))
     users, user_ids = number_by_appearance(users[kept], user_ids)
     items, item_ids = number_by_appearance(items[kept], item_ids)
     times = interactions.table.column("time").to_numpy()[kept]
     order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
-    return Histories(user_ids, item_ids, offsets, items[order], times[order], interactions.per_second), rounds
-
-
-def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
-    """Codes renumbered 1, 2, … in the order in which they first appear, and the ids in that order.
-
-    Ids whose code does not appear are left out.
-    """
-    first = np.full(len(ids), len(codes), dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several assignments the last stays: the first appearance
-    appearing = np.flatnonzero(first < len(codes))
-    appearing = appearing[np.argsort(first[appearing])]
-    numbers = np.zeros(len(ids), dtype=np.int32)
-    numbers[appearing] = np.arange(1, len(appearing) + 1)
-    return numbers[codes], ids.take(pa.array(appearing))
-
-
-def count_ties(histories: Histories) -> dict[str, int]:
-    """How much of the order is decided by the rule for ties: the manifest's three counts of it."""
-    ends = histories.offsets[1:]
-    same = np.zeros(len(histories.times) + 1, dtype=np.bool_)  # same[i]: i - 1 and i are one user's at the same time
-    same[1:-1] = histories.times[1:] == histories.times[:-1]
-    same[histories.offsets] = False
-    return {
-        "tied_interactions": int(np.count_nonzero(same[1:] | same[:-1])),
-        "tied_validation_targets": int(np.count_nonzero(same[ends - 1] | same[ends - 2])),
-        "tied_test_targets": int(np.count_nonzero(same[ends - 1])),
-    }
+    numbers = np.arange(1, len(user_ids) + 1)
+    histories = Histories(numbers, user_ids, offsets, items[order], times[order], interactions.per_second)
+    return histories, item_ids, rounds
 
 
 def parser() -> ArgumentParser:
@@ -131,10 +130,11 @@ def parser() -> ArgumentParser:
 
 def main(arguments: Namespace) -> None:
     """Prepare what the config describes, and print what came out."""
-    config = load(arguments.config, arguments.overrides).data
+    run = load(arguments.config, arguments.overrides)
+    config = run.data
     if arguments.download:
         print(f"fetched {', '.join(map(str, download(config)))}", flush=True)
-    data = prepare(config, progress=lambda line: print(line, flush=True))
+    data = prepare(config, scale=run.scale, progress=lambda line: print(line, flush=True))
     print(summary(data))
 
 
@@ -161,27 +161,37 @@ def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
     return column.indices.to_numpy(), column.dictionary
 
 
-def _write(
-    scratch: Path, histories: Histories, interactions: Interactions, config: DataConfig, facts: dict[str, Any]
-) -> None:
-    """All files of a prepared data set, the manifest last."""
-    lengths = np.diff(histories.offsets)
-    manifest = Manifest(
+def _write(scratch: Path, interactions: Interactions, histories: Histories, item_ids: pa.Array, rounds: int) -> Written:
+    """All files of a prepared data set but for the manifest."""
+    directory = Place.of(scratch)
+    counts = Counts.of(histories, len(item_ids))
+    return Written(
         source_interactions=len(interactions.table),
-        num_users=len(histories.user_ids),
-        num_items=len(histories.item_ids),
-        num_interactions=len(histories.items),
-        num_targets=int(np.maximum(lengths - 3, 0).sum()),
-        longest_history=int(lengths.max()),
+        floored_times=interactions.floored_times,
+        per_second=interactions.per_second,
+        filter_rounds=rounds,
+        num_items=len(item_ids),
+        counts=counts,
+        catalog_bytes=write_catalog(item_ids, counts, directory),
+        shards=write_histories(histories, directory),
+    )
+
+
+def _write_manifest(scratch: Path, written: Written, config: DataConfig, facts: dict[str, Any]) -> None:
+    """The last file: it says that the others are whole."""
+    manifest = Manifest(
+        source_interactions=written.source_interactions,
+        num_items=written.num_items,
         user_interactions=config.user_interactions,
         item_interactions=config.item_interactions,
+        filter_rounds=written.filter_rounds,
         id_rule=ID_RULE,
-        time_rule=time_rule(interactions.per_second),
+        time_rule=time_rule(written.per_second),
         tie_rule=TIE_RULE,
-        floored_times=interactions.floored_times,
-        catalog_bytes=write_catalog(histories, scratch),
-        shards=write_histories(histories, scratch),
-        **count_ties(histories),
+        floored_times=written.floored_times,
+        catalog_bytes=written.catalog_bytes,
+        shards=written.shards,
+        **written.counts.for_manifest(),
         **facts,
     )
     (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")

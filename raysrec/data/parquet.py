@@ -1,5 +1,7 @@
 """Parquet as interactions: ids of text or integers, times of any kind; an interaction or a user with lists a row."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,21 +24,48 @@ def read_parquet(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
         SourceError: The file is missing or no Parquet, a column is missing or of another kind, an id is empty, or a
             time is no number.
     """
+    raw = _read_rows(file, layout)
+    user, item, time = (_Column(file, layout, place) for place in range(3))
+    users, items = _text_ids(raw.column(0), user), _text_ids(raw.column(1), item)
+    times, floored_times = _whole_times(raw.column(2), time, layout.unit)
+    return pa.table({"user": users, "item": items, "time": times}), floored_times
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a file or of some of its row groups; as text, what a message begins with."""
+
+    file: SourceFile
+    layout: Layout
+    place: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: column {self.layout.columns[self.place]}"
+
+    def refuse(self, faulty: pa.ChunkedArray, fault: str) -> None:
+        """Raise about the first faulty row, if there is one."""
+        row = pc.index(faulty, True).as_py()
+        if row >= 0:
+            before = range(self.file.row_groups.start if self.file.row_groups else 0)
+            row += sum(len(_read_rows(self.file.whole, self.layout, range(g, g + 1))) for g in before)
+            raise SourceError(f"{self} {fault} (row {row + 1})")
+
+
+def _read_rows(file: SourceFile, layout: Layout, row_groups: range | None = None) -> pa.Table:
+    """Users, items and times as they stand in the file, one interaction a row, of those that meet the conditions."""
     names = list(dict.fromkeys([*layout.columns, *dict(layout.where)]))
+    row_groups = row_groups or file.row_groups
     with in_words(file):
         try:
-            present = pq.read_schema(file.path, filesystem=file.filesystem).names
-            fault = fault_of_columns(names, present)
+            opened = pq.ParquetFile(file.path, filesystem=file.filesystem)
+            fault = fault_of_columns(names, opened.schema_arrow.names)
             if fault:
                 raise SourceError(f"{file}: {fault}")
-            raw = pq.ParquetFile(file.path, filesystem=file.filesystem).read(columns=names)
+            raw = opened.read_row_groups(row_groups or range(opened.num_row_groups), columns=names)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{file}: is no whole Parquet file ({error})") from error
     where = {name: raw.column(name) for name in dict(layout.where)}
-    raw = _one_a_row(keep_rows(raw.select(list(layout.columns)), where, dict(layout.where)), file)
-    users, items = (_text_ids(raw.column(place), f"{file}: column {layout.columns[place]}") for place in (0, 1))
-    times, floored_times = _whole_times(raw.column(2), f"{file}: column {layout.columns[2]}", layout.unit)
-    return pa.table({"user": users, "item": items, "time": times}), floored_times
+    return _one_a_row(keep_rows(raw.select(list(layout.columns)), where, dict(layout.where)), file)
 
 
 def _one_a_row(raw: pa.Table, file: SourceFile) -> pa.Table:
@@ -55,19 +84,19 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def _text_ids(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+def _text_ids(column: pa.ChunkedArray, what: _Column) -> pa.ChunkedArray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise SourceError(f"{what} is {column.type}, expected text or integers; store ids as text")
     text = column.cast(kind).cast(pa.string())
-    _refuse(pc.fill_null(pc.equal(text, ""), True), f"{what} is empty, expected an id; fill it in or delete the row")
+    what.refuse(pc.fill_null(pc.equal(text, ""), True), "is empty, expected an id; fill it in or delete the row")
     return text.dictionary_encode()
 
 
-def _whole_times(column: pa.ChunkedArray, what: str, unit: str) -> tuple[pa.ChunkedArray, int]:
+def _whole_times(column: pa.ChunkedArray, what: _Column, unit: str) -> tuple[pa.ChunkedArray, int]:
     """Times as whole numbers of this unit, and how many of them were rounded down."""
     kind = column.type
-    _refuse(column.is_null(), f"{what} is empty, expected a number; fill it in or delete the row")
+    what.refuse(column.is_null(), "is empty, expected a number; fill it in or delete the row")
     if pa.types.is_timestamp(kind):
         per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
         divisor = max(per_second // PER_SECOND[unit], 1)
@@ -85,7 +114,7 @@ def _whole_times(column: pa.ChunkedArray, what: str, unit: str) -> tuple[pa.Chun
         except pa.ArrowInvalid as error:
             raise SourceError(f"{what} holds no date such as 2005-09-06 ({error}); mend or delete the row") from None
     if pa.types.is_floating(kind):
-        _refuse(pc.invert(pc.is_finite(column)), f"{what} is not finite, expected a number; mend or delete the row")
+        what.refuse(pc.invert(pc.is_finite(column)), "is not finite, expected a number; mend or delete the row")
     elif not pa.types.is_integer(kind) and not pa.types.is_decimal(kind):
         raise SourceError(f"{what} is {kind}, expected numbers or timestamps; store Unix seconds")
     try:
@@ -94,9 +123,3 @@ def _whole_times(column: pa.ChunkedArray, what: str, unit: str) -> tuple[pa.Chun
         raise SourceError(
             f"{what} holds a number which no 64-bit integer holds ({error}); expected Unix time"
         ) from None
-
-
-def _refuse(faulty: pa.ChunkedArray, message: str) -> None:
-    row = pc.index(faulty, True).as_py()
-    if row >= 0:
-        raise SourceError(f"{message} (row {row + 1})")

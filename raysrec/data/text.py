@@ -13,7 +13,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from raysrec.data.files import SourceError, SourceFile, in_words
+from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import ID, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
 
@@ -35,7 +35,7 @@ def read_text(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
             is no number (or no date, where the layout has dates).
     """
     with in_words(file):
-        names = layout.names or _header(file, layout)
+        names = layout.names or _header(file.whole, layout)
     fault = fault_of_columns([*layout.columns, *dict(layout.where)], names)
     if fault:
         raise SourceError(f"{file}: line 1: {fault}")
@@ -77,7 +77,7 @@ def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_
         table = pacsv.read_csv(
             stream,
             read_options=pacsv.ReadOptions(
-                column_names=all_names, skip_rows=0 if layout.names else 1, block_size=BLOCK_BYTES
+                column_names=all_names, skip_rows=_header_lines(file, layout), block_size=BLOCK_BYTES
             ),
             parse_options=pacsv.ParseOptions(delimiter=layout.separator[0], quote_char='"' if layout.quoted else False),
             convert_options=pacsv.ConvertOptions(
@@ -89,6 +89,10 @@ def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_
         )
     kept = keep_rows(table.select(list(layout.columns)), {name: table.column(name) for name in where}, where)
     return kept.rename_columns(["user", "item", "time"])
+
+
+def _header_lines(file: SourceFile, layout: Layout) -> int:
+    return 0 if layout.names or not file.is_beginning else 1
 
 
 def _header(file: SourceFile, layout: Layout) -> tuple[str, ...]:
@@ -107,13 +111,13 @@ def _raise_first_fault(file: SourceFile, layout: Layout, names: tuple[str, ...])
     """Raise about the first line that is wrong, or about there being none, if reading line by line finds that."""
     places = [names.index(column) for column in layout.columns]
     found = 0
-    for number, line in itertools.islice(numbered_lines(file), 0 if layout.names else 1, None):
+    for number, line in itertools.islice(numbered_lines(file), _header_lines(file, layout), None):
         fault = _fault_of_line(line, layout, names, places) if line else None
         if fault:
             raise SourceError(f"{file}: line {number}: {fault}")
         found += bool(line)
     if not found:
-        raise SourceError(f"{file}: has no interactions; expected one a line, separated by {layout.separator!r}")
+        raise NoInteractions(f"{file}: has no interactions; expected one a line, separated by {layout.separator!r}")
 
 
 def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: list[int]) -> str | None:
@@ -164,7 +168,7 @@ def _fault_of_date(text: str) -> str | None:
 def numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
     """Numbered lines without their ends."""
     with file.open() as stream:
-        for number, line in enumerate(io.BufferedReader(stream), start=1):
+        for number, line in enumerate(io.BufferedReader(stream), start=file.lines_before + 1):
             yield number, line.rstrip(b"\r\n")
 
 
