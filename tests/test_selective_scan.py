@@ -90,6 +90,20 @@ def test_nothing_of_size_blse_is_kept_for_backward() -> None:
     assert sum(kept) < whole // 2
 
 
+def test_few_rows_keep_no_more_than_many() -> None:
+    channels, states = 16, 32
+    per_position = {}
+    for batch, length in ((1, 512), (64, 8)):  # a slab holds 64 rows of these
+        kept: list[int] = []
+        given = inputs(batch, length, channels=channels, states=states)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            selective_scan(*given)
+        per_position[batch] = max(kept)
+    assert per_position[1] <= per_position[64] == 512 * channels * states // 8
+
+
 def test_without_gradients_no_state_is_kept() -> None:
     given = inputs(2, 20)
     with torch.no_grad():

@@ -27,7 +27,8 @@ from torch.autograd.function import once_differentiable
 from raysrec.ops.precision import at_least_float32
 
 POSITIONS_PER_CHUNK = 8
-"""Positions between two kept states: backward keeps B * L / 8 * E * S values."""
+"""Positions between two kept states where a slab is full: backward keeps B * L / 8 * E * S values. With fewer rows a
+chunk has more positions, so that one operation over it always moves about as much."""
 
 VALUES_PER_SLAB = {"cpu": 2**15, "cuda": 2**23}
 """State values (rows * E * S) that are moved on at once, per thread: on a CPU, what its cache holds several times."""
@@ -43,7 +44,7 @@ def selective_scan(
     c: Float[Tensor, "B L S"],
     skip: Float[Tensor, " E"],
     *,
-    positions_per_chunk: int = POSITIONS_PER_CHUNK,
+    positions_per_chunk: int | None = None,
 ) -> Float[Tensor, "B L E"]:
     """Scan histories from their first position to their last.
 
@@ -54,7 +55,8 @@ def selective_scan(
         b: How much of an item enters each state.
         c: How much of each state is read out.
         skip: How much of `u` goes past the state to the output (D in the paper).
-        positions_per_chunk: Positions between two states that are kept for the gradient (the torch path only).
+        positions_per_chunk: Positions between two states that are kept for the gradient (the torch path only); None for
+            as many as the cache holds, at least POSITIONS_PER_CHUNK.
 
     Source:
         Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, Algorithm 2; the library
@@ -115,7 +117,7 @@ def _scan_in_cuda(
 
 
 def _scan_in_torch(
-    positions_per_chunk: int, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor
+    positions_per_chunk: int | None, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor
 ) -> Tensor:
     # Time first: what happens at one position then lies in one piece.
     by_time = [x.transpose(0, 1).contiguous() for x in (delta, delta * u, b, c)]
@@ -140,13 +142,13 @@ class _ChunkedScan(torch.autograd.Function):
         b: Float[Tensor, "L B S"],
         c: Float[Tensor, "L B S"],
         a: Float[Tensor, "S E"],
-        positions_per_chunk: int,
+        positions_per_chunk: int | None,
         learning: bool,
     ) -> Float[Tensor, "L B E"]:
         y = torch.empty_like(x)
         kept = []
         for rows in _row_groups(x.shape[1], a):
-            chunk = _Chunk(delta[:, rows], x[:, rows], b[:, rows], c[:, rows], a, positions_per_chunk)
+            chunk = _chunk(rows, delta, x, b, c, a, positions_per_chunk)
             starts = x.new_empty(len(chunk.spans) if learning else 0, chunk.batch, *a.shape)
             for number, span in enumerate(chunk.spans):
                 if learning:
@@ -166,7 +168,7 @@ class _ChunkedScan(torch.autograd.Function):
         grad_a = torch.zeros_like(a)
         with torch.autocast(x.device.type, enabled=False):
             for rows, starts in zip(_row_groups(x.shape[1], a), kept, strict=True):
-                chunk = _Chunk(delta[:, rows], x[:, rows], b[:, rows], c[:, rows], a, ctx.positions_per_chunk)
+                chunk = _chunk(rows, delta, x, b, c, a, ctx.positions_per_chunk)
                 back = _ChunkGradient(chunk, grad_y[:, rows].contiguous())
                 for span, start in zip(reversed(chunk.spans), reversed(starts.unbind()), strict=True):
                     chunk.states[0] = start
@@ -175,6 +177,13 @@ class _ChunkedScan(torch.autograd.Function):
                         grad[span, rows] = part
                 grad_a += back.grad_a.sum(0)
         return *grads, grad_a, None, None
+
+
+def _chunk(rows: slice, delta: Tensor, x: Tensor, b: Tensor, c: Tensor, a: Tensor, positions: int | None) -> "_Chunk":
+    """The chunk that serves a group of rows."""
+    if positions is None:
+        positions = POSITIONS_PER_CHUNK * max(1, _rows_per_slab(a) // (rows.stop - rows.start))
+    return _Chunk(delta[:, rows], x[:, rows], b[:, rows], c[:, rows], a, positions)
 
 
 class _Chunk:
@@ -250,9 +259,13 @@ def _sum_over_channels(weights: Float[Tensor, "T B E"], states: Float[Tensor, "T
 
 def _row_groups(num_rows: int, a: Tensor) -> Iterator[slice]:
     """The rows of a batch in groups that fill a slab."""
+    size = _rows_per_slab(a)
+    return (slice(begin, min(begin + size, num_rows)) for begin in range(0, num_rows, size))
+
+
+def _rows_per_slab(a: Tensor) -> int:
     threads = torch.get_num_threads() if a.device.type == "cpu" else 1
-    size = max(1, threads * VALUES_PER_SLAB.get(a.device.type, 2**23) // a.numel())
-    return (slice(begin, begin + size) for begin in range(0, num_rows, size))
+    return max(1, threads * VALUES_PER_SLAB.get(a.device.type, 2**23) // a.numel())
 
 
 @cache

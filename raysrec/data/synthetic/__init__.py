@@ -1,0 +1,30 @@
+"""The embedded source: seeded interactions of any size, with a structure that order-aware models can learn.
+
+Each user walks over the items. The next item is, by a draw of its own at each step,
+
+- a successor of the current item (60 %): each item has four, fixed, with probabilities 0.5, 0.25, 0.15 and 0.1; with
+  `order` above 1, which of the four is the likeliest depends on the items before the current one;
+- the item eight steps back (10 %): a repeat that only a memory longer than one item can foresee;
+- an item of the user's taste (30 %): the items are divided among tastes of about fifty, a user has one, and within a
+  taste popularity falls as a power of the rank. With `drift` a share of these draws goes to all items in season
+  instead, whatever the taste; each item has one month a year.
+
+Successors are about as popular as the item they follow, so popularity stays what the tastes make it. Users begin with
+a few items dealt out in turn, so that every item is met often enough to pass a filter.
+
+With `returns` there is something for a long memory to learn. Half of the items are then keepsakes, which the walk
+never meets. Each user begins with twenty of them, all different and each as likely as any other, and after
+`returns_after` interactions a share `returns` of the steps brings one back that has not come back yet. Which ones are
+still to come stands nowhere but in the first twenty interactions: who sees the end of a history alone can rule out the
+keepsakes that have come back, and must guess among all others.
+
+This is no model of people: it serves the first run on a new machine, tests that learning happens, and runs at the size
+of real data. `best_ndcg` says what can be reached at most. Users are made in blocks, each from its own seed, so blocks
+can be made anywhere, in any order.
+"""
+
+from raysrec.data.synthetic.best import best_ndcg
+from raysrec.data.synthetic.walk import blocks, synthesize, synthesize_block
+from raysrec.data.synthetic.world import VERSION, settings_json
+
+__all__ = ["VERSION", "best_ndcg", "blocks", "settings_json", "synthesize", "synthesize_block"]
