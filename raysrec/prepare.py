@@ -1,8 +1,8 @@
 """From raw interactions to a prepared data set: read, filter, number, order, write; `python -m raysrec.prepare`.
 
-The steps are pure functions on arrays. They run in one process, or for a large source part by part in tasks of a cluster
-(`data/distributed.py`), which makes the same files. The folder is named by its fingerprint, appears whole or not at
-all, and is reused by whoever asks for the same again.
+The steps are pure functions on arrays. They run in one process, or for a large source part by part in tasks of a
+cluster (`data/distributed.py`), which makes the same files. The folder is named by its fingerprint, appears whole or
+not at all, and is reused by whoever asks for the same again.
 """
 
 import logging
@@ -29,6 +29,7 @@ from raysrec.data.histories import Counts, Histories, nothing_left, number_by_ap
 from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
+from raysrec.data.tasks import run_with_ray
 from raysrec.data.writing import Written, write_catalog, write_histories
 from raysrec.place import Place
 from raysrec.progress import stage
@@ -74,8 +75,8 @@ def prepare(
     if is_distributed(config):
         progress(f"preparing {config.source} in tasks")
         with ray_session(scale, cpus=len(os.sched_getaffinity(0))), appears as scratch:
-            place = Place.of(scratch.resolve())
-            written = prepare_in_tasks(config, place, after_reading=refuse_changed, bar=partial(stage, say=progress))
+            run = partial(run_with_ray, bar=partial(stage, say=progress))
+            written = prepare_in_tasks(config, Place.of(scratch.resolve()), run, after_reading=refuse_changed)
             _write_manifest(scratch, written, config, facts)
         return PreparedData.open(folder)
     progress(f"reading {config.source}")

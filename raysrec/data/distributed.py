@@ -37,7 +37,7 @@ from raysrec.data.shares import (
     write_row_groups,
 )
 from raysrec.data.sources import nothing_read
-from raysrec.data.tasks import Bar, Run, run_with_ray
+from raysrec.data.tasks import Run
 from raysrec.data.writing import Written, make_room, spans_of_shards, write_catalog
 from raysrec.place import Place
 
@@ -60,17 +60,14 @@ def is_distributed(config: DataConfig) -> bool:
     return format_of(config) != "synthetic" and _about_interactions(config) >= LARGE_INTERACTIONS
 
 
-def prepare_in_tasks(
-    config: DataConfig, directory: Place, *, after_reading: Callable[[], None], bar: Bar, run: Run = run_with_ray
-) -> Written:
-    """Write all files of a prepared data set but for the manifest; call inside a `ray_session`.
+def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_reading: Callable[[], None]) -> Written:
+    """Write all files of a prepared data set but for the manifest.
 
     Args:
         config: Source and rules.
         directory: Where to write; all machines of the cluster must reach it.
-        after_reading: Called when the source will not be read any more.
-        bar: Shows each stage.
         run: Who does a stage.
+        after_reading: Called when the source will not be read any more.
 
     Raises:
         SourceError: The source cannot be read.
@@ -79,7 +76,6 @@ def prepare_in_tasks(
     scratch = directory / "scratch"
     scratch.filesystem.create_dir(scratch.path)
     num_shares = min(max(-(-_about_interactions(config) // SHARE_INTERACTIONS), 1), MOST_SHARES)
-    run = partial(_run, run, bar)
     source = _read(config, scratch, num_shares, run)
     after_reading()
     kept = _group_and_filter(config, scratch, num_shares, source, run)
@@ -92,7 +88,7 @@ def prepare_in_tasks(
         filter_rounds=kept.rounds,
         num_items=len(numbers.item_ids),
         counts=counts,
-        shards=_write(scratch, directory, num_shares, numbers, bar),
+        shards=_write(scratch, directory, num_shares, numbers, run),
         catalog_bytes=write_catalog(numbers.item_ids, counts, directory),
     )
     scratch.filesystem.delete_dir(scratch.path)
@@ -136,11 +132,11 @@ class _Numbers:
     """The row groups of each file."""
 
 
-def _read(config: DataConfig, scratch: Place, num_shares: int, bar: Bar) -> _Source:
+def _read(config: DataConfig, scratch: Place, num_shares: int, run: Run) -> _Source:
     codes: dict[bytes, int] = {}
     pieces, interactions, floored_times, per_second = [], 0, 0, 1
     work = list(enumerate(plan_parts(config)))
-    for piece in run("reading", partial(deal_pieces, config, os.getcwd(), scratch, num_shares), work, bar):
+    for piece in run("reading", partial(deal_pieces, config, os.getcwd(), scratch, num_shares), work):
         ids = piece.item_ids.cast(pa.binary()).to_pylist()
         item_codes = [codes.setdefault(item, len(codes)) for item in ids]
         write_item_codes(scratch, piece.name, np.array(item_codes, np.int32))
@@ -153,16 +149,16 @@ def _read(config: DataConfig, scratch: Place, num_shares: int, bar: Bar) -> _Sou
     return _Source(pieces, interactions, floored_times, per_second, pa.array(codes, pa.binary()).cast(pa.string()))
 
 
-def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, source: _Source, bar: Bar) -> _Kept:
+def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, source: _Source, run: Run) -> _Kept:
     """Rounds as in `filters.keep_intervals`: users are counted in their share, items over all shares."""
     work = [(share,) for share in range(num_shares)]
-    sizes = run("grouping by user", partial(group_share, scratch, source.pieces), work, bar)
+    sizes = run("grouping by user", partial(group_share, scratch, source.pieces), work)
     users = [np.ones(size, np.bool_) for size in sizes]
     items = np.ones(len(source.item_ids), np.bool_)
     rounds = 0
     while True:
         task = partial(filter_share, scratch, items, config.user_interactions)
-        found = run(f"filtering, round {rounds + 1}", task, list(enumerate(users)), bar)
+        found = run(f"filtering, round {rounds + 1}", task, list(enumerate(users)))
         counts, staying, user_dropped = np.zeros(len(items), np.int64), [], False
         for stay, item_counts, dropped in found:
             staying.append(stay)
@@ -174,8 +170,8 @@ def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, sourc
         users, items, rounds = staying, items & ~gone, rounds + 1
 
 
-def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, bar: Bar) -> _Numbers:
-    found = run("numbering", partial(find_appearance, scratch, kept.items), list(enumerate(kept.users)), bar)
+def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, run: Run) -> _Numbers:
+    found = run("numbering", partial(find_appearance, scratch, kept.items), list(enumerate(kept.users)))
     first_of_items = np.full(len(kept.items), NOWHERE)
     first_of_users, lengths = [], []
     for appearance in found:
@@ -191,22 +187,22 @@ def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, ba
     return _Numbers(of_shares, items, source.item_ids.take(pa.array(item_order)), spans_of_shards(offsets))
 
 
-def _order(scratch: Place, source: _Source, kept: _Kept, numbers: _Numbers, bar: Bar) -> Counts:
+def _order(scratch: Place, source: _Source, kept: _Kept, numbers: _Numbers, run: Run) -> Counts:
     spans = [span for shard in numbers.shards for span in shard]
     task = partial(deal_histories, scratch, kept.items, numbers.items, source.per_second, spans)
     work = list(zip(range(len(kept.users)), kept.users, numbers.users, strict=True))
-    found = run("ordering", task, work, bar)
+    found = run("ordering", task, work)
     counts: Counts = next(found)
     for more in found:
         counts += more
     return counts
 
 
-def _write(scratch: Place, directory: Place, num_shares: int, numbers: _Numbers, bar: Bar) -> tuple[Shard, ...]:
+def _write(scratch: Place, directory: Place, num_shares: int, numbers: _Numbers, run: Run) -> tuple[Shard, ...]:
     make_room(directory)
     ends = np.cumsum([0, *map(len, numbers.shards)]).tolist()
     work = [(number, range(ends[number], ends[number + 1])) for number in range(len(numbers.shards))]
-    return tuple(run("writing", partial(write_row_groups, scratch, directory, num_shares), work, bar))
+    return tuple(run("writing", partial(write_row_groups, scratch, directory, num_shares), work))
 
 
 def _about_interactions(config: DataConfig) -> int:

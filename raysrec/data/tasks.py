@@ -22,11 +22,11 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 Do = Callable[..., Iterable[Any]]
 """What a task does with its arguments."""
 
-Run = Callable[[str, Do, Sequence[tuple[Any, ...]], Bar], Iterator[Any]]
-"""Does a stage of that name with each arguments: what all that yields, in the order of the work."""
+Run = Callable[[str, Do, Sequence[tuple[Any, ...]]], Iterator[Any]]
+"""Does a stage of that name with each of the arguments: what all that yields, in the order of the work."""
 
 
-def run_here(name: str, do: Do, work: Sequence[tuple[Any, ...]], bar: Bar) -> Iterator[Any]:
+def run_here(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar) -> Iterator[Any]:
     """One after the other in this process; for tests and debuggers."""
     with bar(name, len(work)) as done:
         for arguments in work:
@@ -34,7 +34,7 @@ def run_here(name: str, do: Do, work: Sequence[tuple[Any, ...]], bar: Bar) -> It
             done()
 
 
-def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], bar: Bar) -> Iterator[Any]:
+def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar) -> Iterator[Any]:
     """Anywhere in the cluster; call inside a `ray_session`.
 
     Args:
