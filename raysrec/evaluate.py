@@ -24,14 +24,12 @@ from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.loader import held_out
 from raysrec.data.order import share_of_worker
 from raysrec.data.reading import Reader, read_directly
+from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.runtime import ray_session, threads_per_worker
-
-FROM_END = {"validation": 2, "test": 1}
-"""Which item of a history each split holds out, counted from the end."""
 
 COVERAGE_K = 10
 """Length of the lists whose distinct items are counted as coverage."""
@@ -62,8 +60,10 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
     """
     ranks, recommended = _rank_with_ray(run, data, config)
     metrics = {
-        split: _scores(ranks.filter(pc.equal(ranks["split"], split)), recommended[split], config, data)
-        for split in FROM_END
+        split: _scores(
+            ranks.filter(pc.equal(ranks["split"], split)), recommended[split], config, data.manifest.num_ranked(split)
+        )
+        for split in HELD_OUT
     }
     run.save_ranks(ranks)
     return metrics
@@ -76,7 +76,7 @@ def validation_sums(
     device = model.item_vectors().device
     groups = data.row_groups()
     mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
-    batches = held_out(read(mine), config, from_end=FROM_END["validation"])
+    batches = held_out(read(mine), data.manifest.split, config, split="validation")
     ranks = [_ranks(model, batch.to(device), config)[0] for batch in batches]
     return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
 
@@ -87,7 +87,7 @@ def rank_row_groups(
     """Rank the held-out item of every user in these row groups, by the model and by popularity."""
     device = model.item_vectors().device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
-    for batch in held_out(read_directly(groups), config, from_end=FROM_END[split]):
+    for batch in held_out(read_directly(groups), data.manifest.split, config, split=split):
         batch = batch.to(device)
         ranks, states = _ranks(model, batch, config)
         flat = torch.ones(len(batch.users), 1, device=device)
@@ -124,7 +124,7 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
     """One row per user and split in order, and for each split which items were recommended to anybody."""
     import ray.data
 
-    work = [{"group": group, "split": split} for split in FROM_END for group in range(len(data.row_groups()))]
+    work = [{"group": group, "split": split} for split in HELD_OUT for group in range(len(data.row_groups()))]
     arguments = {
         "run": str(run.path.resolve()),
         "weights": run.weights_stamp(),
@@ -142,10 +142,10 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
     )
     ranked.context.enable_progress_bars = False
     ranked.context.execution_options.preserve_order = True
-    recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in FROM_END}
+    recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in HELD_OUT}
     tables = []
     for block in ranked.iter_batches(batch_size=None, batch_format="numpy"):
-        for split in FROM_END:
+        for split in HELD_OUT:
             recommended[split][block["top"][block["split"] == split].ravel()] = True
         tables.append(_rank_table(block))
     return pa.concat_tables(tables), recommended
@@ -187,12 +187,12 @@ def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:
     )
 
 
-def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, data: PreparedData) -> dict[str, Any]:
+def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, num_users: int) -> dict[str, Any]:
     users = ranks["user"].to_numpy()
-    if len(users) != data.manifest.num_users or len(np.unique(users)) != len(users):
+    if len(users) != num_users or len(np.unique(users)) != len(users):
         raise RuntimeError(
             f"ranked {len(users)} users, {len(np.unique(users))} of them distinct, but the data has "
-            f"{data.manifest.num_users}; the ranking is not exact and is thrown away"
+            f"{num_users} to rank; the ranking is not exact and is thrown away"
         )
     scores: dict[str, Any] = {"users": len(users)}
     for name, column in (("model", "rank"), ("popularity", "popularity_rank")):

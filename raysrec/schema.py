@@ -3,6 +3,7 @@
 Nothing here knows what is configured; `config.py` and the models' `Config` classes say that.
 """
 
+import datetime
 import math
 import re
 from typing import Annotated, Any
@@ -39,6 +40,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 """The probability that something is dropped: 0 is never, 1 (always) is refused."""
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A part of a whole: neither nothing nor all of it."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """The share of a running mean that stays at each step: 0 forgets at once, 1 (never) is refused."""
@@ -82,3 +86,44 @@ class Interval(str):
         return core_schema.no_info_plain_validator_function(
             cls._parse, serialization=core_schema.to_string_ser_schema()
         )
+
+
+class Moment(str):
+    """A point in time: `2005-09-06`, `2005-09-06 12:30:00` (UTC unless it names a zone), or Unix seconds."""
+
+    @property
+    def seconds(self) -> int:
+        """Unix time."""
+        if re.fullmatch(r"[+-]?\d+", self):
+            return int(self)
+        moment = datetime.datetime.fromisoformat(self)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp())
+
+    @classmethod
+    def _parse(cls, value: object) -> "Moment":
+        # YAML reads 2005-09-06 as a date, which is the moment it looks like.
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        moment = cls(value.isoformat(sep=" ") if isinstance(value, datetime.datetime) else value)
+        if is_whole or isinstance(value, (str, datetime.date)):
+            try:
+                if -(2**63) <= moment.seconds < 2**63 and "." not in moment:
+                    return moment
+            except ValueError:
+                pass
+        raise ValueError(
+            f"{str(value)!r} is no moment; write a date such as 2005-09-06 or '2005-09-06 12:30:00', or Unix seconds"
+        )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._parse, serialization=core_schema.to_string_ser_schema()
+        )
+
+
+def date_of(seconds: int) -> str:
+    """Unix seconds as a date and a time of day in UTC; as the number where no calendar reaches."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)

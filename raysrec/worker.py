@@ -145,8 +145,8 @@ def _validate(
     if num_workers > 1:
         dist.all_reduce(vector)
     sums = RankSums.from_vector(vector, config.evaluate.ks)
-    if sums.count != data.manifest.num_users:
-        raise RuntimeError(f"validation ranked {sums.count} users, but the data has {data.manifest.num_users}")
+    if sums.count != (expected := data.manifest.num_ranked("validation")):
+        raise RuntimeError(f"validation ranked {sums.count} users, but the data has {expected} to rank")
     return sums.means()
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from raysrec.config import TrainConfig
 from raysrec.data.batches import Histories, collate, held_out_batches, micro_batches, training_batches
+from raysrec.data.splits import SplitRule
 from raysrec.data.windows import Windows
 
 
@@ -45,9 +46,9 @@ def test_collate_pads_on_the_right_and_puts_the_following_item_as_target():
 def test_a_pool_gives_every_target_once_and_none_that_is_held_out(supervision, windows):
     lengths = [3, 4, 9, 30, 17, 5, 64]
     config = TrainConfig(supervision=supervision, windows=windows, micro_batch_tokens=24)
-    steps = training_batches(
-        histories_of(lengths), config, max_length=8, batch_targets=11, rng=np.random.default_rng(3)
-    )
+    histories = histories_of(lengths)
+    positions = SplitRule().positions(histories.offsets, histories.times)
+    steps = training_batches(histories, positions, config, max_length=8, batch_targets=11, rng=np.random.default_rng(3))
     seen = Counter(int(item) for step in steps for batch in step for item in batch.targets[batch.targets != 0])
     expected = {1000 * row + position + 1 for row, n in enumerate(lengths) for position in range(1, n - 2)}
     assert seen == Counter(expected)
@@ -60,20 +61,23 @@ def test_no_micro_batch_exceeds_its_tokens_unless_one_row_does():
     assert all(len(part) == 1 or len(part) * lengths[part].max() <= 120 for part in parts)
 
 
-@pytest.mark.parametrize(("from_end", "offset"), [(1, 0), (2, 1)])
-def test_held_out_items_are_ranked_given_everything_before_them(from_end, offset):
-    lengths = [3, 12, 7]
-    batches = list(
-        held_out_batches(histories_of(lengths), from_end=from_end, max_length=5, batch_tokens=12, with_seen=True)
-    )
+@pytest.mark.parametrize("targets", [[2, 11, 6], [1, 10, 5], [-1, 1, 6], [2, -1, -1]])
+def test_held_out_items_are_ranked_given_everything_before_them(targets):
+    histories = histories_of([3, 12, 7])
+    batches = list(held_out_batches(histories, np.array(targets), max_length=5, batch_tokens=12, with_seen=True))
     users = np.concatenate([batch.users for batch in batches])
-    assert sorted(users.tolist()) == [1, 2, 3]
+    assert sorted(users.tolist()) == [user for user, target in enumerate(targets, 1) if target >= 0]
     for batch in batches:
         for row, user in enumerate(batch.users):
-            n = lengths[user - 1]
-            past = [1000 * (user - 1) + position + 1 for position in range(n - from_end)]
+            target = targets[user - 1]
+            past = [1000 * (user - 1) + position + 1 for position in range(target)]
             real = int(batch.history.lengths[row])
             assert batch.history.items[row, :real].tolist() == past[-5:]
-            assert batch.targets[row] == 1000 * (user - 1) + n - offset
+            assert batch.targets[row] == 1000 * (user - 1) + target + 1
             assert batch.seen[batch.seen[:, 0] == row, 1].tolist() == past
-            assert batch.lengths[row] == n - from_end
+            assert batch.lengths[row] == target
+
+
+def test_where_nobody_has_a_target_nobody_is_ranked():
+    histories = histories_of([3, 12, 7])
+    assert not list(held_out_batches(histories, np.full(3, -1), max_length=5, batch_tokens=12, with_seen=True))

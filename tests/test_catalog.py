@@ -62,13 +62,13 @@ def test_a_folder_without_manifest_is_no_prepared_data(tmp_path):
 
 
 def test_a_manifest_that_is_no_json_is_refused(data):
-    (data.directory / "manifest.json").write_text('{"format_version": 1, "na')
+    (data.directory / "manifest.json").write_text('{"format_version": 2, "na')
     refused(data, "manifest.json: is not JSON")
 
 
 def test_another_version_is_refused(data):
     change(data, format_version=99)
-    refused(data, "has format version 99, this raysrec reads 1; delete this folder and prepare the data again")
+    refused(data, "has format version 99, this raysrec reads 2; delete this folder and prepare the data again")
 
 
 def test_an_unknown_key_is_refused(data):

@@ -4,6 +4,7 @@ import pytest
 from raysrec.config import ClozeConfig, TrainConfig
 from raysrec.data.batches import Histories, training_batches
 from raysrec.data.cloze import draw_hidden, expected_targets
+from raysrec.data.splits import SplitRule
 from raysrec.history import HIDDEN
 
 LENGTHS = np.array([1, 2, 5, 30, 30])
@@ -41,7 +42,8 @@ def histories():
 def epoch(histories, seed, **train):
     config = TrainConfig(supervision="cloze", **train)
     rng = np.random.default_rng(seed)
-    steps = training_batches(histories, config, max_length=10, batch_targets=4, rng=rng)
+    positions = SplitRule().positions(histories.offsets, histories.times)
+    steps = training_batches(histories, positions, config, max_length=10, batch_targets=4, rng=rng)
     return [batch for step in steps for batch in step]
 
 

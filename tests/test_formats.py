@@ -140,7 +140,9 @@ def test_yambda_is_read_flat_and_sequential(tmp_path):
     assert rows(tmp_path / "sequential.parquet", format="yambda") == expected
     lists["item_id"] = [[8326270], [3], []]
     pq.write_table(pa.table(lists), tmp_path / "sequential.parquet")
-    with pytest.raises(SourceError, match=r"sequential.parquet: a row has not as many timestamp as item_id"):
+    with pytest.raises(
+        SourceError, match=r"sequential.parquet: column timestamp has not as many values as column item_id \(row 1\)"
+    ):
         rows(tmp_path / "sequential.parquet", format="yambda")
 
 

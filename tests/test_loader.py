@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import numpy as np
 import pytest
@@ -12,11 +12,19 @@ from raysrec.prepare import prepare
 NUM_STREAMS = 6
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
+SPLITS = {
+    "leave_one_out": {},
+    "temporal": {"name": "temporal", "validation_share": 0.2, "test_share": 0.2},
+    "temporal, first": {"name": "temporal", "validation_share": 0.3, "test_share": 0.3, "target": "first"},
+}
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def config(request, tmp_path_factory):
     return RunConfig.model_validate(
         {
             "data": {
+                "split": SPLITS[request.param],
                 "prepared": str(tmp_path_factory.mktemp("prepared")),
                 "synthetic": {"num_users": 311, "num_items": 60, "mean_length": 17},
                 "num_streams": NUM_STREAMS,
@@ -30,7 +38,10 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(config):
-    return prepare(config.data)
+    # Users who come late have nothing to learn from; so that the others' row groups are enough for all streams:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 100)
+        return prepare(config.data)
 
 
 def global_batches(data, config, *, epoch, num_workers):
@@ -52,12 +63,23 @@ def rows_of(batch):
         yield tuple(items[:length].tolist()), tuple(times[:length].tolist()), tuple(targets[:length].tolist())
 
 
-def targets_in_data(data):
-    """The multiset of (time, item) of all training targets, read straight from the files."""
-    found = Counter()
+def users_in_data(data):
+    """Every user's number, [(item, time)], and how many of them are learned from; read straight from the files."""
+    rule = data.manifest.split
     for table in read_directly(data.row_groups()):
-        for items, times in zip(table["items"].to_pylist(), table["times"].to_pylist(), strict=True):
-            found.update(zip(times[:-3], items[1:-2], strict=True))
+        for row in table.to_pylist():
+            history = list(zip(row["items"], row["times"], strict=True))
+            train = len(history) - 2
+            if rule.name == "temporal":
+                train = sum(time < rule.validate_from for _, time in history)
+            yield row["user"], history, train
+
+
+def targets_in_data(data):
+    """The multiset of (time, item) of all training targets."""
+    found = Counter()
+    for _, history, train in users_in_data(data):
+        found.update((time, item) for (_, time), (item, _) in pairwise(history[:train]))
     return found
 
 
@@ -132,10 +154,72 @@ def test_batches_stay_near_their_size_and_rows_within_the_longest_history(data, 
     assert all(len(items) <= 12 for step in steps for items, _, _ in step)
 
 
-def test_every_user_is_to_be_ranked_exactly_once(data, config):
-    batches = held_out(read_directly(data.row_groups()), config, from_end=1)
-    users = [user for batch in batches for user in batch.users.tolist()]
-    assert sorted(users) == list(range(1, data.manifest.num_users + 1))
+def to_rank(data, split):
+    """User -> (the history before the target, the target), of all who have one."""
+    rule = data.manifest.split
+    found = {}
+    for user, history, _ in users_in_data(data):
+        begin, end = (
+            (rule.validate_from, rule.test_from) if split == "validation" else (rule.test_from, history[-1][1] + 1)
+        )
+        places = [place for place, (_, time) in enumerate(history) if place and begin <= time < end]
+        if rule.name == "leave_one_out":
+            places = [len(history) - {"validation": 2, "test": 1}[split]]
+        if places:
+            place = places[0] if rule.target == "first" else places[-1]
+            found[user] = [item for item, _ in history[:place]], history[place][0]
+    return found
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_every_user_with_a_target_is_to_be_ranked_exactly_once(data, config, split, exclude_seen):
+    evaluate = config.evaluate.model_copy(update={"exclude_seen": exclude_seen})
+    config = config.model_copy(update={"evaluate": evaluate})
+    expected = to_rank(data, split)
+    ranked = []
+    for batch in held_out(read_directly(data.row_groups()), data.manifest.split, config, split=split):
+        for row, user in enumerate(batch.users.tolist()):
+            past, target = expected[user]
+            length = int(batch.history.lengths[row])
+            assert batch.history.items[row, :length].tolist() == past[-12:]
+            assert (int(batch.targets[row]), int(batch.lengths[row])) == (target, len(past))
+            if exclude_seen:
+                assert batch.seen[batch.seen[:, 0] == row, 1].tolist() == past
+            ranked.append(user)
+    assert sorted(ranked) == sorted(expected)
+    assert len(ranked) == data.manifest.num_ranked(split)
+    assert (len(ranked) == data.manifest.num_users) == (data.manifest.split.name == "leave_one_out")
+
+
+@pytest.mark.parametrize("supervision", ["every_position", "last_position", "cloze"])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_nothing_is_read_in_training_that_is_not_learned_from(data, config, supervision, num_workers):
+    """Whatever stands in a row, also beside the targets, is among a user's first interactions."""
+    learned = Counter()
+    for _, history, train in users_in_data(data):
+        learned.update(history[:train])
+    train = config.train.model_copy(update={"supervision": supervision})
+    read = Counter()
+    for step in global_batches(data, config.model_copy(update={"train": train}), epoch=2, num_workers=num_workers):
+        for items, times, targets in step:
+            shown = [
+                target if supervision == "cloze" and target else item
+                for item, target in zip(items, targets, strict=True)
+            ]
+            read.update(zip(shown, times, strict=True))
+    assert set(read) <= set(learned)
+    if supervision == "cloze":
+        assert read == learned
+    if data.manifest.split.name == "temporal":
+        assert max(time for _, time in read) < data.manifest.split.validate_from
+
+
+def test_a_user_without_training_interactions_is_ranked_and_counted(data, config):
+    for split in ("validation", "test"):
+        expected = to_rank(data, split)
+        cold = [user for user, _, train in users_in_data(data) if train == 0 and user in expected]
+        assert len(cold) == getattr(data.manifest, f"cold_{split}_users")
 
 
 def test_prefetching_keeps_order_and_passes_errors_on():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.data.windows import WINDOWS, Prefixes, last, num_training_positions, overlap, tile
+from raysrec.data.windows import WINDOWS, Prefixes, last, overlap, tile
 
 counts_lists = st.lists(st.integers(0, 60), min_size=1, max_size=12).map(np.array)
 
@@ -104,7 +104,3 @@ def test_tiles_start_elsewhere_each_epoch_but_short_histories_stay_whole():
     cuts = {tuple(tile(counts, 10, np.random.default_rng(seed)).stops[:-1]) for seed in range(8)}
     assert len(cuts) > 1
     assert tile(counts, 10, np.random.default_rng(1)).starts[-1] == 0
-
-
-def test_first_item_and_held_out_items_are_no_training_targets():
-    assert num_training_positions(np.array([3, 4, 10])).tolist() == [0, 1, 7]

@@ -105,7 +105,7 @@ def longest_histories(run: RunDirectory, data: PreparedData, num_users: int) -> 
     All histories are looked at; of equally long ones the first in the data are taken.
     """
     found: list[tuple[int, int, History]] = []
-    for batch in held_out(read_directly(data.row_groups()), run.config(), from_end=1):
+    for batch in held_out(read_directly(data.row_groups()), data.manifest.split, run.config(), split="test"):
         for row, (user, length) in enumerate(zip(batch.users.tolist(), batch.lengths.tolist(), strict=True)):
             found.append((-length, user, _row(batch.history, row)))
         found = sorted(found, key=lambda one: one[:2])[:num_users]

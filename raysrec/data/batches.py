@@ -13,7 +13,8 @@ import torch
 from raysrec.config import TrainConfig
 from raysrec.data.cloze import BoolArray, draw_hidden, share_of_targets
 from raysrec.data.order import even_cuts
-from raysrec.data.windows import IntArray, Samples, Windows, training_samples
+from raysrec.data.splits import IntArray, Positions
+from raysrec.data.windows import Samples, Windows, training_samples
 from raysrec.history import HIDDEN, Batch, History
 
 GROUPED_BATCHES = 64
@@ -50,7 +51,7 @@ class Histories:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Users to rank: what came before, and the one item that followed."""
+    """Users to rank: what came before, and the item that followed."""
 
     users: IntArray
     history: History
@@ -68,18 +69,27 @@ class HeldOut:
 
 
 def training_batches(
-    histories: Histories, config: TrainConfig, *, max_length: int, batch_targets: int, rng: np.random.Generator
+    histories: Histories,
+    positions: Positions,
+    config: TrainConfig,
+    *,
+    max_length: int,
+    batch_targets: int,
+    rng: np.random.Generator,
 ) -> Iterator[list[Batch]]:
     """Shuffle and cut a pool of histories: one list of micro-batches for each step of its stream.
 
     Args:
         histories: The pool.
+        positions: What its histories are used for.
         config: Supervision, windows and the size of a micro-batch.
         max_length: Longest row (L).
         batch_targets: Targets of one step of this stream.
         rng: Fixes offsets and order.
     """
-    samples = training_samples(histories.lengths, config, max_length=max_length, rng=rng)
+    samples = training_samples(positions, config, max_length=max_length, rng=rng)
+    if len(samples) == 0:
+        return
     (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
     if config.supervision == "cloze":
         batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
@@ -98,8 +108,6 @@ def training_batches(
 
 def grouped_by_length(samples: Samples, *, batch_targets: int, rng: np.random.Generator) -> Iterator[Windows]:
     """Every sample once, in batches of about `batch_targets` targets whose rows have similar lengths."""
-    if len(samples) == 0:
-        return
     order = rng.permutation(len(samples))
     targets_per_sample = samples.take(order[:4096]).num_targets.mean()
     section = max(1, round(GROUPED_BATCHES * batch_targets / targets_per_sample))
@@ -140,15 +148,24 @@ def collate_cloze(histories: Histories, windows: Windows, hidden: BoolArray) -> 
 
 
 def held_out_batches(
-    histories: Histories, *, from_end: int, max_length: int, batch_tokens: int, with_seen: bool
+    histories: Histories, targets: IntArray, *, max_length: int, batch_tokens: int, with_seen: bool
 ) -> Iterator[HeldOut]:
-    """Each user once, the item at `from_end` (1 is the last) to be ranked given everything before it.
+    """Each user who has a target once, the item at that position to be ranked given everything before it.
 
     The batches depend on the histories alone, so that a score does not depend on who computes it.
+
+    Args:
+        histories: Of some users.
+        targets: Position of the item to rank in each history; -1 where there is none.
+        max_length: Longest row (L).
+        batch_tokens: Positions (padding included) of a batch; one row always fits.
+        with_seen: Say also which items the users had.
     """
-    stops = histories.lengths - from_end
+    users = np.flatnonzero(targets >= 0)
+    stops = targets
     starts = np.maximum(stops - max_length, 0)
-    for rows in micro_batches(stops - starts, batch_tokens):
+    for part in micro_batches((stops - starts)[users], batch_tokens):
+        rows = users[part]
         windows = Windows(rows, starts[rows], stops[rows], stops[rows])
         positions, real = _positions(histories, windows)
         yield HeldOut(

@@ -1,9 +1,9 @@
 """The prepared data set on disk: what lies in its folder, and how it is opened.
 
 A folder holds `histories/*.parquet` (one row per user, oldest interaction first), `catalog.parquet` (external and
-internal item ids, counts) and `manifest.json` (sizes, rules, source). The split is no file: a user's last item is the
-test target, the second last the validation target, the rest is to learn from. How raw interactions become histories
-is the business of `prepare.py`, how they are written that of `writing.py`, how they become batches that of `loader.py`.
+internal item ids, counts) and `manifest.json` (sizes, rules, source). The split is no file but a rule, in the manifest,
+which `splits.py` applies to the times of a history. How raw interactions become histories is the business of
+`prepare.py`, how they are written that of `writing.py`, how they become batches that of `loader.py`.
 """
 
 import json
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raysrec.data.splits import SplitRule
 from raysrec.schema import Count, CountOrZero, Interval, Section
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes when a folder written before can no longer be read."""
 
 HISTORY_SCHEMA = pa.schema(
@@ -45,6 +46,13 @@ class RowGroup:
     """Rows."""
     interactions: int
     """Items in all its rows together."""
+    learned: int | None = None
+    """Those that are learned from; None where that is all but two of each user."""
+
+    @property
+    def weight(self) -> int:
+        """How much there is to learn from: by this an epoch is dealt out evenly."""
+        return self.interactions if self.learned is None else self.learned
 
 
 class RowGroupSize(Section):
@@ -54,6 +62,8 @@ class RowGroupSize(Section):
     """Rows."""
     interactions: Count
     """Items in all its rows together."""
+    learned: CountOrZero | None = None
+    """Those that are learned from; None where that is all but two of each user."""
 
 
 class Shard(Section):
@@ -96,6 +106,12 @@ class Manifest(Section):
     """Sixteen hexadecimal digits over the source and all rules; the same fingerprint means the same data."""
     source: Source
     """What it was prepared from."""
+    left_out_rows: CountOrZero
+    """Rows of the source that do not read as `data.where` wants; they count nowhere else."""
+    source_users: Count
+    """Users in the source, before filtering."""
+    source_items: Count
+    """Items in the source, before filtering."""
     source_interactions: Count
     """Interactions in the source, before filtering."""
     num_users: Count
@@ -105,9 +121,27 @@ class Manifest(Section):
     num_interactions: Count
     """Interactions kept."""
     num_targets: CountOrZero
-    """Training targets: each item of a history but the first (nothing precedes it) and the last two (held out)."""
+    """Training targets: each interaction that is learned from, but for a user's first, which nothing precedes."""
     longest_history: Count
     """Interactions of the user who has most."""
+    first_time: int
+    """Unix seconds of the earliest interaction kept."""
+    last_time: int
+    """Unix seconds of the latest interaction kept."""
+    split: SplitRule
+    """What is learned from and what is held out."""
+    num_validation_users: Count
+    """Users who have an item to validate on; the others are not ranked then."""
+    num_test_users: Count
+    """Users who have an item to test on; the others are not ranked then."""
+    cold_validation_users: CountOrZero
+    """Users ranked to validate none of whose interactions is learned from."""
+    cold_test_users: CountOrZero
+    """Users ranked to test none of whose interactions is learned from."""
+    leaked_validation_targets: CountOrZero
+    """Validation items that lie before an interaction of another user that is learned from."""
+    leaked_test_targets: CountOrZero
+    """Test items that lie before an interaction of another user that is learned from."""
     user_interactions: Interval
     """How many interactions a user must have."""
     item_interactions: Interval
@@ -128,6 +162,8 @@ class Manifest(Section):
     """Users whose validation item would be another one under another rule for ties."""
     tied_test_targets: CountOrZero
     """Users whose test item would be another one under another rule for ties."""
+    repeated_interactions: CountOrZero
+    """Interactions that a user has with the same item at the same time as another one; they are kept."""
     shards: Annotated[tuple[Shard, ...], Field(min_length=1)]
     """The files of histories, in order of users."""
     catalog_bytes: Count
@@ -141,6 +177,10 @@ class Manifest(Section):
             if held != total:
                 raise ValueError(f"its row groups hold {held} {name} in all, but num_{name} is {total}")
         return self
+
+    def num_ranked(self, split: str) -> int:
+        """How many users have an item to rank in `validation` or `test`."""
+        return {"validation": self.num_validation_users, "test": self.num_test_users}[split]
 
 
 @dataclass(frozen=True)
@@ -167,7 +207,7 @@ class PreparedData:
     def row_groups(self) -> list[RowGroup]:
         """Every row group of the histories, in order of users."""
         return [
-            RowGroup(self.directory / shard.file, index, size.users, size.interactions)
+            RowGroup(self.directory / shard.file, index, size.users, size.interactions, size.learned)
             for shard in self.manifest.shards
             for index, size in enumerate(shard.row_groups)
         ]
@@ -177,7 +217,7 @@ class PreparedData:
         return self._catalog_column("count")
 
     def train_counts(self) -> NDArray[np.int64]:
-        """How many interactions to learn from each item has (users' last two left out), at the index of its number."""
+        """How many of each item's interactions are learned from, at the index of its number."""
         return self._catalog_column("train_count")
 
     def item_ids(self) -> pa.Array:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysrec.config import ClozeConfig
-from raysrec.data.windows import IntArray, Samples
+from raysrec.data.splits import IntArray
+from raysrec.data.windows import Samples
 
 BoolArray = NDArray[np.bool_]
 

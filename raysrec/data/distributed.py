@@ -12,7 +12,7 @@ task here maps the bucket that it needs.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,11 +21,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
+from raysrec.data.blocks import plan_blocks
 from raysrec.data.catalog import Shard
+from raysrec.data.counts import Counts, ItemCounts, refuse_empty
 from raysrec.data.filters import outside
 from raysrec.data.formats import format_of
-from raysrec.data.histories import NOWHERE, BoolArray, Counts, nothing_left, number_by_position
-from raysrec.data.parts import plan_parts
+from raysrec.data.grouping import Kept
+from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
 from raysrec.data.shares import (
     Span,
     deal_histories,
@@ -33,10 +35,12 @@ from raysrec.data.shares import (
     filter_share,
     find_appearance,
     group_share,
+    seconds_of_share,
     write_item_codes,
     write_row_groups,
 )
 from raysrec.data.sources import nothing_read
+from raysrec.data.splits import IntArray, SplitRule, find_rule
 from raysrec.data.tasks import Run
 from raysrec.data.writing import Written, make_room, spans_of_shards, write_catalog
 from raysrec.place import Place
@@ -79,17 +83,23 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
     source = _read(config, scratch, num_shares, run)
     after_reading()
     kept = _group_and_filter(config, scratch, num_shares, source, run)
+    rule = find_rule(config.split, partial(_read_seconds, scratch, source, kept))
     numbers = _number(config, scratch, source, kept, run)
-    counts = _order(scratch, source, kept, numbers, run)
+    counts, of_items = _order(scratch, source, kept, numbers, rule, run)
+    refuse_empty(counts, rule, source.per_second)
     written = Written(
+        left_out_rows=source.left_out,
+        source_users=sum(map(len, kept.users)),
+        source_items=len(source.item_ids),
         source_interactions=source.interactions,
         floored_times=source.floored_times,
         per_second=source.per_second,
         filter_rounds=kept.rounds,
         num_items=len(numbers.item_ids),
+        split=rule,
         counts=counts,
-        shards=_write(scratch, directory, num_shares, numbers, run),
-        catalog_bytes=write_catalog(numbers.item_ids, counts, directory),
+        catalog_bytes=write_catalog(numbers.item_ids, of_items, directory),
+        shards=_write(scratch, directory, num_shares, numbers, rule, run),
     )
     scratch.filesystem.delete_dir(scratch.path)
     return written
@@ -103,6 +113,7 @@ class _Source:
     """Name of each piece, and how many interactions there are before it."""
     interactions: int
     floored_times: int
+    left_out: int
     per_second: int
     item_ids: pa.Array
     """At the index of the item's code."""
@@ -115,6 +126,7 @@ class _Kept:
     users: list[BoolArray]
     """Which users of each share."""
     items: BoolArray
+    """Which items."""
     rounds: int
     """Rounds that dropped something."""
 
@@ -134,8 +146,8 @@ class _Numbers:
 
 def _read(config: DataConfig, scratch: Place, num_shares: int, run: Run) -> _Source:
     codes: dict[bytes, int] = {}
-    pieces, interactions, floored_times, per_second = [], 0, 0, 1
-    work = list(enumerate(plan_parts(config)))
+    pieces, interactions, floored_times, left_out, per_second = [], 0, 0, 0, 1
+    work = list(enumerate(plan_blocks(config)))
     for piece in run("reading", partial(deal_pieces, config, os.getcwd(), scratch, num_shares), work):
         ids = piece.item_ids.cast(pa.binary()).to_pylist()
         item_codes = [codes.setdefault(item, len(codes)) for item in ids]
@@ -143,10 +155,12 @@ def _read(config: DataConfig, scratch: Place, num_shares: int, run: Run) -> _Sou
         pieces.append((piece.name, interactions))
         interactions += piece.interactions
         floored_times += piece.floored_times
+        left_out += piece.left_out
         per_second = piece.per_second
     if not interactions:
         raise nothing_read(config)
-    return _Source(pieces, interactions, floored_times, per_second, pa.array(codes, pa.binary()).cast(pa.string()))
+    item_ids = pa.array(codes, pa.binary()).cast(pa.string())
+    return _Source(pieces, interactions, floored_times, left_out, per_second, item_ids)
 
 
 def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, source: _Source, run: Run) -> _Kept:
@@ -187,24 +201,34 @@ def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, ru
     return _Numbers(of_shares, items, source.item_ids.take(pa.array(item_order)), spans_of_shards(offsets))
 
 
-def _order(scratch: Place, source: _Source, kept: _Kept, numbers: _Numbers, run: Run) -> Counts:
+def _read_seconds(scratch: Place, source: _Source, kept: _Kept) -> Iterator[IntArray]:
+    """Unix seconds of the interactions kept, share by share; for a temporal split alone, so not worth tasks."""
+    for share, users in enumerate(kept.users):
+        yield seconds_of_share(scratch, Kept(users, kept.items), source.per_second, share)
+
+
+def _order(
+    scratch: Place, source: _Source, kept: _Kept, numbers: _Numbers, rule: SplitRule, run: Run
+) -> tuple[Counts, ItemCounts]:
     spans = [span for shard in numbers.shards for span in shard]
-    task = partial(deal_histories, scratch, kept.items, numbers.items, source.per_second, spans)
+    task = partial(deal_histories, scratch, kept.items, numbers.items, source.per_second, rule, spans)
     work = list(zip(range(len(kept.users)), kept.users, numbers.users, strict=True))
-    found = run("ordering", task, work)
-    counts: Counts = next(found)
-    for more in found:
+    counts, of_items = Counts(), ItemCounts.none(len(numbers.item_ids))
+    for more, more_of_items in run("ordering", task, work):
         counts += more
-    return counts
+        of_items += more_of_items
+    return counts, of_items
 
 
-def _write(scratch: Place, directory: Place, num_shares: int, numbers: _Numbers, run: Run) -> tuple[Shard, ...]:
+def _write(
+    scratch: Place, directory: Place, num_shares: int, numbers: _Numbers, rule: SplitRule, run: Run
+) -> tuple[Shard, ...]:
     make_room(directory)
     ends = np.cumsum([0, *map(len, numbers.shards)]).tolist()
     work = [(number, range(ends[number], ends[number + 1])) for number in range(len(numbers.shards))]
-    return tuple(run("writing", partial(write_row_groups, scratch, directory, num_shares), work))
+    return tuple(run("writing", partial(write_row_groups, scratch, directory, num_shares, rule), work))
 
 
 def _about_interactions(config: DataConfig) -> int:
     """By the sizes of the source's files."""
-    return sum(part.interactions for parts in plan_parts(config) for part in parts)
+    return sum(block.interactions for blocks in plan_blocks(config) for block in blocks)

@@ -7,15 +7,17 @@ import hashlib
 import json
 from typing import Any
 
-from raysrec.config import Columns, DataConfig
+from raysrec.config import Columns, DataConfig, SplitConfig
 from raysrec.data import synthetic
-from raysrec.data.catalog import FORMAT_VERSION, Source
+from raysrec.data.catalog import Source
 from raysrec.data.files import SourceFile
 from raysrec.data.formats import GENERIC, format_of, separator_of
 from raysrec.data.sources import source_files
 
-VERSION = 1
-"""Changes when `prepare.py` makes other histories of the same source and rules; part of every fingerprint."""
+VERSION = [1, 1]
+"""Changes when other histories are made of the same source and rules, or written otherwise; part of every fingerprint.
+
+What the manifest says of them is no part of it."""
 
 
 def hash_source(config: DataConfig) -> Source:
@@ -39,7 +41,7 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
     """
     intervals = config.user_interactions, config.item_interactions
     rules: dict[str, Any] = {
-        "version": [VERSION, FORMAT_VERSION],
+        "version": VERSION,
         "source": source.sha256,
         "format": (kind := format_of(config)),
         "intervals": [[interval.low, str(interval.high)] for interval in intervals],
@@ -52,6 +54,8 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
         rules["time_unit"] = config.time_unit
     if config.where:
         rules["where"] = config.where
+    if config.split.name != "leave_one_out":
+        rules["split"] = _what_counts(config.split)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -63,6 +67,14 @@ def stamp_of(config: DataConfig) -> list[tuple[str, int, int]]:
     """
     infos = [file.filesystem.get_file_info(file.path) for file in source_files(config)]
     return [(info.path, info.size, info.mtime_ns) for info in infos]
+
+
+def _what_counts(split: SplitConfig) -> dict[str, Any]:
+    """Moments count as seconds, however they are written, and shares where there are none."""
+    if split.validate_from is None or split.test_from is None:
+        return split.model_dump(include={"name", "target", "validation_share", "test_share"})
+    moments = {"validate_from": split.validate_from.seconds, "test_from": split.test_from.seconds}
+    return split.model_dump(include={"name", "target"}) | moments
 
 
 def _hash_file(file: SourceFile) -> tuple[int, str]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.data.filters import outside
-from raysrec.data.histories import BoolArray, Histories, IntArray, first_positions
+from raysrec.data.histories import BoolArray, Histories, first_positions
+from raysrec.data.splits import IntArray
 from raysrec.schema import Interval
 
 GROUPED_SCHEMA = pa.schema(
@@ -64,10 +65,11 @@ class Grouped:
 def group_by_user(interactions: pa.Table, num_shares: int) -> tuple[list[pa.Table], pa.Array]:
     """A piece of the source as one table of `Grouped` for each share of the users.
 
-    Positions are rows of the piece, item codes are indices of its own dictionary, which is returned with them.
+    Positions are rows of the piece, item codes are indices of the ids that are returned with them, those that occur.
     """
     users, items = (interactions.column(name).chunk(0) for name in ("user", "item"))
-    codes = users.indices.to_numpy()
+    codes, item_codes = users.indices.to_numpy(), items.indices.to_numpy()
+    present = np.bincount(item_codes, minlength=len(items.dictionary)) > 0  # `data.where` may have left some out
     lengths = np.bincount(codes, minlength=len(users.dictionary))
     shares = np.where(lengths > 0, share_of_users(users.dictionary, num_shares), num_shares)
     by_share = np.argsort(shares, kind="stable")
@@ -77,12 +79,12 @@ def group_by_user(interactions: pa.Table, num_shares: int) -> tuple[list[pa.Tabl
     grouped = Grouped(
         users.dictionary.take(pa.array(by_share)),
         _offsets(lengths[by_share]),
-        items.indices.to_numpy()[order],
+        (np.cumsum(present, dtype=np.int32) - 1)[item_codes[order]],
         interactions.column("time").to_numpy()[order],
         order,
     )
     cuts = np.searchsorted(shares[by_share], np.arange(num_shares + 1))
-    return [grouped.to_table(*span) for span in pairwise(cuts)], items.dictionary
+    return [grouped.to_table(*span) for span in pairwise(cuts)], items.dictionary.filter(pa.array(present))
 
 
 def share_of_users(ids: pa.Array, num_shares: int) -> IntArray:

@@ -4,17 +4,22 @@ Here stand the rules by which interactions become histories. All of the data, or
 serve both, so that whoever prepares a part of the users gets what the whole would give for them.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
+from raysrec.data.counts import Counts, ItemCounts
+from raysrec.data.splits import IntArray, SplitRule
 
 BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
+
+COUNTED_AT_ONCE = 1 << 20
+"""Interactions that are counted together, so that counting takes little memory beside the histories."""
 
 
 @dataclass(frozen=True)
@@ -34,58 +39,35 @@ class Histories:
     per_second: int = 1
     """How much of `times` is a second; seconds are written."""
 
+    def parts(self) -> Iterator[tuple[IntArray, NDArray[np.int32], IntArray]]:
+        """Offsets from 0, items and times of some users after the other: what is counted at once."""
+        for first, last in cut_users(self.offsets, COUNTED_AT_ONCE):
+            begin, end = self.offsets[first], self.offsets[last]
+            yield self.offsets[first : last + 1] - begin, self.items[begin:end], self.times[begin:end]
 
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """What is counted of some users' histories; counts of parts of the users add up to those of all."""
-
-    num_users: int
-    num_interactions: int
-    num_targets: int
-    longest_history: int
-    tied_interactions: int
-    tied_validation_targets: int
-    tied_test_targets: int
-    of_items: IntArray
-    """Interactions of each item, at the index of its number."""
-    held_out: IntArray
-    """How many of these are a user's last two."""
-
-    @classmethod
-    def of(cls, histories: Histories, num_items: int) -> Self:
-        """Of whole histories, of which there may be none."""
-        lengths, ends = np.diff(histories.offsets), histories.offsets[1:]
-        last_two = histories.items[np.concatenate([ends - 1, ends - 2])]
-        return cls(
-            num_users=len(lengths),
-            num_interactions=len(histories.items),
-            num_targets=int(np.maximum(lengths - 3, 0).sum()),
-            longest_history=int(lengths.max(initial=0)),
-            **count_ties(histories),
-            of_items=np.bincount(histories.items, minlength=num_items + 1),
-            held_out=np.bincount(last_two, minlength=num_items + 1),
-        )
-
-    def __add__(self, other: "Counts") -> "Counts":
-        both = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Counts(**both | {"longest_history": max(self.longest_history, other.longest_history)})
-
-    def for_manifest(self) -> dict[str, int]:
-        """The manifest's fields of these names."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+    def seconds(self) -> Iterator[IntArray]:
+        """Unix seconds of the interactions of some users after the other."""
+        return (times // self.per_second for _, _, times in self.parts())
 
 
-def count_ties(histories: Histories) -> dict[str, int]:
-    """How much of the order is decided by the rule for ties: the manifest's three counts of it."""
-    ends = histories.offsets[1:]
-    same = np.zeros(len(histories.times) + 1, dtype=np.bool_)  # same[i]: i - 1 and i are one user's at the same time
-    same[1:-1] = histories.times[1:] == histories.times[:-1]
-    same[histories.offsets] = False
-    return {
-        "tied_interactions": int(np.count_nonzero(same[1:] | same[:-1])),
-        "tied_validation_targets": int(np.count_nonzero(same[ends - 1] | same[ends - 2])),
-        "tied_test_targets": int(np.count_nonzero(same[ends - 1])),
-    }
+def count_histories(histories: Histories, rule: SplitRule, num_items: int) -> tuple[Counts, ItemCounts]:
+    """What the manifest and the catalogue say of these histories, split by this rule."""
+    counts, of_items = Counts(), ItemCounts.none(num_items)
+    for offsets, items, times in histories.parts():
+        counts += Counts.of(rule, offsets, items, times, histories.per_second)
+        of_items += ItemCounts.of(rule, offsets, items, times // histories.per_second, num_items)
+    return counts, of_items
+
+
+def cut_users(offsets: IntArray, share: int) -> list[tuple[int, int]]:
+    """Users in stretches, `first` to `last` - 1 counted from 0, each closed by who brings it over the share.
+
+    Args:
+        offsets: Where each user's history starts among all interactions, from 0, and where the last one ends.
+        share: Interactions.
+    """
+    starts = np.flatnonzero(np.diff(offsets[:-1] // share, prepend=-1))
+    return list(itertools.pairwise([*starts.tolist(), len(offsets) - 1]))
 
 
 def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:

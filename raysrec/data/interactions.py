@@ -27,6 +27,18 @@ def time_rule(per_second: int) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a reader makes of one file."""
+
+    table: pa.Table
+    """Columns `user` and `item` (dictionaries of text) and `time` (int64); rows in the order of the file."""
+    floored_times: int
+    """Times that had a fraction, which was dropped (towards the past)."""
+    left_out: int = 0
+    """Rows that do not read as `data.where` wants."""
+
+
+@dataclass(frozen=True)
 class Interactions:
     """Who had what when, in the order of the source."""
 
@@ -36,15 +48,17 @@ class Interactions:
     """Times that had a fraction, which was dropped (towards the past)."""
     per_second: int = 1
     """How much of `time` is a second."""
+    left_out: int = 0
+    """Rows of the source that do not read as `data.where` wants."""
 
     @classmethod
-    def of(cls, table: pa.Table, floored_times: int, per_second: int = 1) -> "Interactions":
+    def of(cls, table: pa.Table, floored_times: int, per_second: int = 1, left_out: int = 0) -> "Interactions":
         """Of a table in any chunks; ids are encoded in one chunk each, so that equal ids have equal codes."""
         columns = {
             name: _one_dictionary(table.column(name)) if name != "time" else table.column(name).combine_chunks()
             for name in INTERACTIONS_SCHEMA.names
         }
-        return cls(pa.table(columns), floored_times, per_second)
+        return cls(pa.table(columns), floored_times, per_second, left_out)
 
 
 def floor_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:

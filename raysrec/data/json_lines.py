@@ -13,6 +13,7 @@ from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import (
     INTERACTIONS_SCHEMA,
+    Part,
     dates_as_seconds,
     fault_of_columns,
     floor_times,
@@ -25,13 +26,10 @@ BLOCK_BYTES = 1 << 24
 """What Arrow reads at once; no line may be longer."""
 
 
-def read_json_lines(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
+def read_json_lines(file: SourceFile, layout: Layout) -> Part:
     """Every line of a file of JSON lines that meets the layout's conditions, in order.
 
     An id is text or a whole number, a time a number or text, and each of them the same kind in all lines.
-
-    Returns:
-        Columns `user`, `item` (dictionaries of text) and `time` (int64); how many times were rounded down.
 
     Raises:
         SourceError: The file is missing or empty, a line is no JSON object (Python's notation of some old files is
@@ -53,14 +51,14 @@ def read_json_lines(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
         raise SourceError(f"{file}: {error}") from error
 
 
-def _read_with_arrow(file: SourceFile, layout: Layout, kinds: dict[str, pa.DataType]) -> tuple[pa.Table, int]:
+def _read_with_arrow(file: SourceFile, layout: Layout, kinds: dict[str, pa.DataType]) -> Part:
     options = {
         "read_options": pajson.ReadOptions(block_size=BLOCK_BYTES),
         "parse_options": pajson.ParseOptions(
             explicit_schema=pa.schema(list(kinds.items())), unexpected_field_behavior="ignore"
         ),
     }
-    parts, floored_times = [], 0
+    parts, floored_times, rows = [], 0, 0
     with file.open() as stream:
         for batch in pajson.open_json(stream, **options):
             table = pa.Table.from_batches([batch])
@@ -69,8 +67,9 @@ def _read_with_arrow(file: SourceFile, layout: Layout, kinds: dict[str, pa.DataT
             user, item = (_ids(table.column(place)) for place in (0, 1))
             times, floored = _times(table.column(2), layout.unit)
             parts.append(pa.table([user, item, times], INTERACTIONS_SCHEMA))
-            floored_times += floored
-    return pa.concat_tables(parts), floored_times
+            floored_times, rows = floored_times + floored, rows + len(batch)
+    table = pa.concat_tables(parts)
+    return Part(table, floored_times, rows - len(table))
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,6 +17,7 @@ from raysrec.data.catalog import PreparedData
 from raysrec.data.cloze import expected_targets
 from raysrec.data.order import deal_row_groups, pools, reading_order, streams_of_worker
 from raysrec.data.reading import Reader, read_directly
+from raysrec.data.splits import Positions, SplitRule
 from raysrec.data.windows import training_samples
 from raysrec.history import Batch
 
@@ -33,9 +34,9 @@ def epoch_steps(
     """
     groups = data.row_groups()
     num_streams = config.data.num_streams
-    dealt = deal_row_groups(
-        [group.interactions for group in groups], num_streams=num_streams, seed=config.train.seed, epoch=epoch
-    )
+    weights = [group.weight for group in groups]
+    dealt = deal_row_groups(weights, num_streams=num_streams, seed=config.train.seed, epoch=epoch)
+    dealt = [[group for group in stream if weights[group]] for stream in dealt]
     numbers = streams_of_worker(worker, num_workers=num_workers, num_streams=num_streams)
     mine = [dealt[number] for number in numbers]
     order = list(reading_order(mine))
@@ -56,19 +57,28 @@ def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:
         return data.manifest.num_targets
     total, rng = 0.0, np.random.default_rng(0)
     for table in read_directly(data.row_groups()):
-        samples = training_samples(Histories.of([table]).lengths, train, max_length=config.model.max_length, rng=rng)
+        positions = _positions(data.manifest.split, Histories.of([table]))
+        samples = training_samples(positions, train, max_length=config.model.max_length, rng=rng)
         rows = samples.take(np.arange(len(samples)))
         cloze = train.supervision == "cloze"
         total += float(expected_targets(rows.lengths, train.cloze).sum() if cloze else rows.num_targets.sum())
     return round(total)
 
 
-def held_out(tables: Iterable[pa.Table], config: RunConfig, *, from_end: int) -> Iterator[HeldOut]:
-    """The users of these row groups with the item to be ranked, in batches that depend on the row group alone."""
+def held_out(tables: Iterable[pa.Table], rule: SplitRule, config: RunConfig, *, split: str) -> Iterator[HeldOut]:
+    """The users of these row groups who have an item to be ranked, in batches that depend on the row group alone.
+
+    Args:
+        tables: Row groups.
+        rule: How their histories are split.
+        config: The run.
+        split: `validation` or `test`.
+    """
     for table in tables:
+        histories = Histories.of([table])
         yield from held_out_batches(
-            Histories.of([table]),
-            from_end=from_end,
+            histories,
+            _positions(rule, histories).held_out[split],
             max_length=config.model.max_length,
             batch_tokens=config.evaluate.batch_tokens,
             with_seen=config.evaluate.exclude_seen,
@@ -81,13 +91,19 @@ def _stream_steps(
     """One stream of an epoch, pool after pool; `local` is its number among the streams of this worker."""
     sizes = [data.row_groups()[group].interactions for group in order]
     for number, pool in enumerate(pools(sizes, config.data.shuffle_interactions)):
+        histories = Histories.of([feed.next_table(local) for _ in pool])
         yield from training_batches(
-            Histories.of([feed.next_table(local) for _ in pool]),
+            histories,
+            _positions(data.manifest.split, histories),
             config.train,
             max_length=config.model.max_length,
             batch_targets=max(1, config.train.batch_targets // config.data.num_streams),
             rng=np.random.default_rng([*seed, number]),
         )
+
+
+def _positions(rule: SplitRule, histories: Histories) -> Positions:
+    return rule.positions(histories.offsets, histories.times)
 
 
 class _Feed:

@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 
 from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import LAYOUTS, Layout
-from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA, has_empty
+from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA, Part, has_empty
 from raysrec.data.text import fault_of_time, numbered_lines
 
 BLOCK_BYTES = 1 << 25
@@ -23,11 +23,8 @@ BLOCK_BYTES = 1 << 25
 _MOVIE = re.compile(r"\d+:")
 
 
-def read_netflix(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
+def read_netflix(file: SourceFile, layout: Layout) -> Part:
     """Every rating of a file in order; the movie is the item, the time is the start of the day in UTC.
-
-    Returns:
-        Columns `user`, `item` (dictionaries of text) and `time` (seconds as int64); no time is rounded down.
 
     Raises:
         SourceError: The file is missing or empty, a line is neither a movie nor a rating of one, or another layout is
@@ -58,7 +55,7 @@ def read_netflix(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
     table = pa.table([ratings.column("user"), _items(movies, len(ratings)), _seconds(ratings)], INTERACTIONS_SCHEMA)
     if blanks:
         table = table.filter(pc.not_equal(table.column("user").cast(pa.string()), ""))
-    return table, 0
+    return Part(table, 0)
 
 
 def _ratings(file: SourceFile, other_line: Callable[[pacsv.InvalidRow], str]) -> pa.Table:

@@ -18,7 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
+from raysrec.data.blocks import Block, read_pieces
 from raysrec.data.catalog import HISTORY_SCHEMA, Shard
+from raysrec.data.counts import Counts, ItemCounts
 from raysrec.data.grouping import (
     GROUPED_SCHEMA,
     Appearance,
@@ -30,9 +32,9 @@ from raysrec.data.grouping import (
     join,
     number_histories,
 )
-from raysrec.data.histories import BoolArray, Counts, IntArray
-from raysrec.data.parts import Part, read_pieces
+from raysrec.data.histories import BoolArray, count_histories
 from raysrec.data.spill import read_bucket, write_buckets
+from raysrec.data.splits import IntArray, SplitRule
 from raysrec.data.writing import history_table, write_shard
 from raysrec.place import Place
 from raysrec.schema import Interval
@@ -49,35 +51,36 @@ class Dealt:
     """Part of the names of its files."""
     interactions: int
     floored_times: int
+    left_out: int
     per_second: int
     item_ids: pa.Array
     """What its codes of items stand for."""
 
 
 def deal_pieces(
-    config: DataConfig, folder: str, scratch: Place, num_shares: int, number: int, parts: Sequence[Part]
+    config: DataConfig, folder: str, scratch: Place, num_shares: int, number: int, blocks: Sequence[Block]
 ) -> Iterator[Dealt]:
-    """Read parts of the source, and deal each piece into shares of the users.
+    """Read blocks of the source, and deal each piece into shares of the users.
 
     Args:
         config: The source.
         folder: To which its paths are relative.
         scratch: Where to write.
         num_shares: How many shares there are.
-        number: The place of these parts in the source.
-        parts: What to read.
+        number: The place of these blocks in the source.
+        blocks: What to read.
 
     Raises:
         SourceError: They cannot be read.
     """
     # The driver's folder may not be there on another machine, which then reads from a store.
     with contextlib.chdir(folder) if Place.of(folder).local.is_dir() else contextlib.nullcontext():
-        pieces = read_pieces(config, parts)
+        pieces = read_pieces(config, blocks)
         for turn, piece in enumerate(pieces):
             name = f"{number:06d}-{turn:06d}"
             tables, item_ids = group_by_user(piece.table, num_shares)
             write_buckets(scratch / f"pieces-{name}", tables, GROUPED_SCHEMA)
-            yield Dealt(name, len(piece.table), piece.floored_times, piece.per_second, item_ids)
+            yield Dealt(name, len(piece.table), piece.floored_times, piece.left_out, piece.per_second, item_ids)
 
 
 def write_item_codes(scratch: Place, name: str, codes: NDArray[np.int32]) -> None:
@@ -109,6 +112,12 @@ def filter_share(
     yield filter_users(_share(scratch, share), Kept(users, items), allowed)
 
 
+def seconds_of_share(scratch: Place, kept: Kept, per_second: int, share: int) -> IntArray:
+    """Unix seconds of the interactions of a share that are kept."""
+    grouped = _share(scratch, share)
+    return grouped.times[kept.rows(grouped)] // per_second
+
+
 def find_appearance(scratch: Place, items: BoolArray, share: int, users: BoolArray) -> Iterator[Appearance]:
     """`grouping.appearance_of` a share."""
     yield appearance_of(_share(scratch, share), Kept(users, items))
@@ -119,24 +128,25 @@ def deal_histories(
     items: BoolArray,
     item_numbers: NDArray[np.int32],
     per_second: int,
+    rule: SplitRule,
     spans: Sequence[Span],
     share: int,
     users: BoolArray,
     user_numbers: NDArray[np.int32],
-) -> Iterator[Counts]:
+) -> Iterator[tuple[Counts, ItemCounts]]:
     """Deal a share's histories into the row groups they will be written to; yields what is counted of them."""
     histories = number_histories(_share(scratch, share), Kept(users, items), user_numbers, item_numbers, per_second)
     cuts = np.searchsorted(histories.users, [1 + spans[0][0], *(1 + last for _, last in spans)]).tolist()
     tables = (history_table(histories, *span) for span in pairwise(cuts))
     write_buckets(scratch / f"histories-{share}", tables, HISTORY_SCHEMA)
-    yield Counts.of(histories, int(item_numbers.max()))
+    yield count_histories(histories, rule, int(item_numbers.max()))
 
 
 def write_row_groups(
-    scratch: Place, directory: Place, num_shares: int, number: int, row_groups: range
+    scratch: Place, directory: Place, num_shares: int, rule: SplitRule, number: int, row_groups: range
 ) -> Iterator[Shard]:
     """Write the file of this number, of the row groups that it holds."""
-    yield write_shard((_row_group(scratch, num_shares, bucket) for bucket in row_groups), directory, number)
+    yield write_shard((_row_group(scratch, num_shares, bucket) for bucket in row_groups), rule, directory, number)
 
 
 def _row_group(scratch: Place, num_shares: int, bucket: int) -> pa.Table:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from raysrec.config import DataConfig
 from raysrec.data.files import SourceError, SourceFile, find_files
 from raysrec.data.formats import LAYOUTS, Layout, belongs, format_of, layout_of, places_of
-from raysrec.data.interactions import PER_SECOND, Interactions
+from raysrec.data.interactions import PER_SECOND, Interactions, Part
 from raysrec.data.json_lines import read_json_lines
 from raysrec.data.netflix import read_netflix
 from raysrec.data.parquet import read_parquet
@@ -33,10 +33,11 @@ def read(config: DataConfig) -> Interactions:
     files = source_files(config)
     layouts = [layout_of(config, kind, file) for file in files]
     parts = [read_file(file, layout) for file, layout in zip(files, layouts, strict=True)]
-    table = pa.concat_tables([table for table, _ in parts])
+    table = pa.concat_tables([part.table for part in parts])
     if not len(table):
         raise nothing_read(config)
-    return Interactions.of(table, sum(floored for _, floored in parts), PER_SECOND[layouts[0].unit])
+    floored_times, left_out = (sum(getattr(part, name) for part in parts) for name in ("floored_times", "left_out"))
+    return Interactions.of(table, floored_times, PER_SECOND[layouts[0].unit], left_out)
 
 
 def source_files(config: DataConfig) -> list[SourceFile]:
@@ -66,8 +67,8 @@ def nothing_read(config: DataConfig) -> SourceError:
     return SourceError(f"data.source={config.source}: has no interactions{kept if config.where else ''}")
 
 
-def read_file(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
-    """Every interaction of a file, or of a part of one, and how many times were rounded down.
+def read_file(file: SourceFile, layout: Layout) -> Part:
+    """Every interaction of a file, or of a block of one.
 
     Raises:
         SourceError: It is missing, empty, not in its format, or holds an empty id or a time that is no number.

@@ -3,6 +3,7 @@
 Text is read by Arrow; only when that fails is the file read a second time, line by line, to say where and why.
 """
 
+import csv
 import io
 import itertools
 import re
@@ -10,12 +11,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
-from raysrec.data.interactions import ID, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
+from raysrec.data.interactions import ID, Part, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
 
 BLOCK_BYTES = 1 << 23
 """What Arrow reads at once; each block has its own dictionary of ids, so small blocks cost memory."""
@@ -24,11 +26,8 @@ EXACT = pa.decimal128(38, 18)
 """Holds every int64 and 18 digits after the point; a float would make neighbours beyond 2**53 equal."""
 
 
-def read_text(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
+def read_text(file: SourceFile, layout: Layout) -> Part:
     """Every line of a text file that is not empty and meets the layout's conditions, in order.
-
-    Returns:
-        Columns `user`, `item` (dictionaries of text) and `time` (int64); how many times were rounded down.
 
     Raises:
         SourceError: The file is missing, empty, cut otherwise than its layout says, or holds an empty id or a time that
@@ -41,31 +40,36 @@ def read_text(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
         raise SourceError(f"{file}: line 1: {fault}")
     try:
         with in_words(file):
-            table, floored_times = _read_with_arrow(file, layout, names)
+            part = _read_with_arrow(file, layout, names)
     except pa.ArrowInvalid as error:
         _raise_first_fault(file, layout, names)
         raise SourceError(f"{file}: {error}") from error
+    table = part.table
     empty = table.column("time").null_count or any(has_empty(table.column(name)) for name in ("user", "item"))
     if empty or not (len(table) or layout.where):
         _raise_first_fault(file, layout, names)
-    return table, floored_times
+    return part
 
 
-def _read_with_arrow(file: SourceFile, layout: Layout, names: tuple[str, ...]) -> tuple[pa.Table, int]:
-    """The three columns and how many times were rounded down; times are read as text only if one is no whole number."""
+def _read_with_arrow(file: SourceFile, layout: Layout, names: tuple[str, ...]) -> Part:
+    """The three columns; times are read as text only if one is no whole number."""
     if layout.unit == "date":
-        table = _arrow_table(file, layout, names, pa.string())
+        table, left_out = _arrow_table(file, layout, names, pa.string())
         times, floored_times = dates_as_seconds(table.column("time"))
     else:
         try:
-            return _arrow_table(file, layout, names, pa.int64()), 0
+            table, left_out = _arrow_table(file, layout, names, pa.int64())
+            return Part(table, 0, left_out)
         except pa.ArrowInvalid:
-            table = _arrow_table(file, layout, names, EXACT)
+            table, left_out = _arrow_table(file, layout, names, EXACT)
         times, floored_times = floor_times(table.column("time"))
-    return table.set_column(2, "time", times), floored_times
+    return Part(table.set_column(2, "time", times), floored_times, left_out)
 
 
-def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_type: pa.DataType) -> pa.Table:
+def _arrow_table(
+    file: SourceFile, layout: Layout, names: tuple[str, ...], time_type: pa.DataType
+) -> tuple[pa.Table, int]:
+    """The three columns, and how many rows the layout's conditions left out."""
     # Arrow cuts at one character. Between the two of `::` it finds a column more, which must be empty throughout.
     doubled = len(layout.separator) == 2
     gaps = [f"\0{place}" for place in range(len(names) - 1)] if doubled else []
@@ -74,8 +78,9 @@ def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_
     types = dict.fromkeys(where, pa.string()) | dict(zip(layout.columns, (ID, ID, time_type), strict=True))
     types |= dict.fromkeys(gaps, pa.null())
     with file.open() as stream:
+        counted = _CountedLines(stream)
         table = pacsv.read_csv(
-            stream,
+            pa.PythonFile(counted, "r") if layout.quoted else stream,
             read_options=pacsv.ReadOptions(
                 column_names=all_names, skip_rows=_header_lines(file, layout), block_size=BLOCK_BYTES
             ),
@@ -87,8 +92,10 @@ def _arrow_table(file: SourceFile, layout: Layout, names: tuple[str, ...], time_
                 strings_can_be_null=False,
             ),
         )
+    if layout.quoted and len(table) != counted.lines - _header_lines(file, layout):
+        raise pa.ArrowInvalid(_OPEN_QUOTE)
     kept = keep_rows(table.select(list(layout.columns)), {name: table.column(name) for name in where}, where)
-    return kept.rename_columns(["user", "item", "time"])
+    return kept.rename_columns(["user", "item", "time"]), len(table) - len(kept)
 
 
 def _header_lines(file: SourceFile, layout: Layout) -> int:
@@ -103,7 +110,10 @@ def _header(file: SourceFile, layout: Layout) -> tuple[str, ...]:
         raise SourceError(f"{file}: line 1: is not UTF-8; {_SAVE_AS_UTF8}") from None
     if not text:
         raise SourceError(f"{file}: line 1: is empty; expected a header with {', '.join(layout.columns)}")
-    names = layout.split(text)
+    try:
+        names = layout.split(text)
+    except csv.Error as error:
+        raise SourceError(f"{file}: line 1: is no header ({error}): {text[:80]!r}") from None
     return tuple(name.partition(":")[0] if layout.typed else name for name in names)
 
 
@@ -122,9 +132,14 @@ def _raise_first_fault(file: SourceFile, layout: Layout, names: tuple[str, ...])
 
 def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: list[int]) -> str | None:
     try:
-        fields = layout.split(line.decode())
+        fields = layout.split(line.decode() + "\n")
     except UnicodeDecodeError:
         return f"is not UTF-8: {line[:80]!r}; {_SAVE_AS_UTF8}"
+    except csv.Error as error:
+        return f"cannot be cut into fields ({error}): {line.decode()[:80]!r}; mend or delete the line"
+    if layout.quoted and fields[-1].endswith("\n"):
+        return f"{_OPEN_QUOTE}: {line.decode()[:80]!r}; mend or delete the line"
+    fields[-1] = fields[-1].removesuffix("\n")
     if len(fields) != len(names):
         return (
             f"has {len(fields)} fields, expected {len(names)} ({', '.join(names)}) separated by {layout.separator!r}: "
@@ -165,6 +180,31 @@ def _fault_of_date(text: str) -> str | None:
     return None if re.match(r"\d{4}-\d\d-\d\d($|[ T])", text) else f"{text[:40]!r}, {advice}"
 
 
+class _CountedLines:
+    """A stream whose lines are counted while they are read: Arrow takes two for one where a quote is left open."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.lines = 0
+        """Lines met that are not empty."""
+        self.closed = False
+        self._stream = stream
+        self._at_start = True
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        block: bytes = self._stream.read(size)
+        characters = np.frombuffer(block, np.uint8)
+        ends = (characters == ord("\n")) | (characters == ord("\r"))
+        if len(ends):
+            self.lines += int(np.count_nonzero(~ends[1:] & ends[:-1])) + int(self._at_start and not ends[0])
+            self._at_start = bool(ends[-1])
+        return block
+
+    def close(self) -> None:
+        """What is read is closed by who opened it."""
+        self.closed = True
+
+
 def numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
     """Numbered lines without their ends."""
     with file.open() as stream:
@@ -172,4 +212,5 @@ def numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
             yield number, line.rstrip(b"\r\n")
 
 
+_OPEN_QUOTE = "a quote is opened and not closed on the line"
 _SAVE_AS_UTF8 = "save the file as UTF-8"

@@ -1,22 +1,17 @@
 """Which stretch of which history is one row of a batch, and at which of its positions it learns.
 
-A user with n interactions holds out the last for testing and the one before for validation, and the first is
-never a target, so positions 0..n-4 each have a target: the item that follows. Windows say how these n-3 positions
-are cut into rows. Everything here is arithmetic on lengths; no item is touched.
+The first n interactions of a user are learned from (`splits.py` says how many), and the first of them is never a
+target, so positions 0..n-2 each have one: the item that follows. Windows say how these n-1 positions are cut into
+rows. Everything here is arithmetic on lengths; no item is touched.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raysrec.config import TrainConfig
-
-HELD_OUT = 2
-"""Interactions at a user's end that are never learned from: one to validate, one to test."""
-
-IntArray = NDArray[np.int64]
+from raysrec.data.splits import IntArray, Positions
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,6 @@ class Windows:
     def num_targets(self) -> IntArray:
         """Targets of each window."""
         return self.stops - self.learn_from
-
-
-def num_training_positions(lengths: IntArray) -> IntArray:
-    """Positions that have a training target in histories of these lengths."""
-    return np.maximum(lengths - HELD_OUT - 1, 0)
 
 
 def tile(counts: IntArray, max_length: int, rng: np.random.Generator) -> Windows:
@@ -146,22 +136,24 @@ Samples = Windows | Prefixes
 """All windows of some histories, perhaps never in memory at once: a length, and `take(indices)`."""
 
 
-def training_samples(lengths: IntArray, config: TrainConfig, *, max_length: int, rng: np.random.Generator) -> Samples:
-    """Everything that an epoch learns from, in these histories.
+def training_samples(
+    positions: Positions, config: TrainConfig, *, max_length: int, rng: np.random.Generator
+) -> Samples:
+    """Everything that an epoch learns from, in some histories.
 
     Args:
-        lengths: Interactions of each history, the held-out ones included.
+        positions: What the histories are used for.
         config: Supervision and how histories are cut.
         max_length: Longest row (L).
         rng: Draws offsets and prefixes.
     """
-    counts = num_training_positions(lengths)
+    counts = positions.num_targets
     if config.supervision == "last_position":
         per_user = None if config.prefixes_per_user == "all" else config.prefixes_per_user
         return Prefixes(counts, max_length, per_user=per_user, rng=rng)
     if config.supervision == "cloze":
         # A hidden item needs none that follows it: the last one to learn from is itself part of the row.
-        counts = np.maximum(lengths - HELD_OUT, 0)
+        counts = positions.train
     return WINDOWS[config.windows](counts, max_length, rng)
 
 
