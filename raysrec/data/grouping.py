@@ -83,7 +83,7 @@ def group_by_user(interactions: pa.Table, num_shares: int) -> tuple[list[pa.Tabl
         interactions.column("time").to_numpy()[order],
         order,
     )
-    cuts = np.searchsorted(shares[by_share], np.arange(num_shares + 1))
+    cuts = np.searchsorted(shares[by_share], np.arange(num_shares + 1)).tolist()
     return [grouped.to_table(*span) for span in pairwise(cuts)], items.dictionary.filter(pa.array(present))
 
 
