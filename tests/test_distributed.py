@@ -319,7 +319,8 @@ def test_every_stage_says_how_it_went(tmp_path):
     said = []
     source = inter(tmp_path / "a.inter", hard_rows())
     prepare(config_of(source, distributed=True, prepared=str(tmp_path / "prepared")), progress=said.append)
-    stages = ["reading", "grouping by user", "filtering, round 1", "numbering", "ordering", "writing"]
+    rounds = ["filtering, round 1", "filtering, round 2"]
+    stages = ["reading", "grouping by user", *rounds, "numbering", "ordering", "writing"]
     assert [line.partition(":")[0] for line in said[1:]] == stages
 
 

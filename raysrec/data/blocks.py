@@ -80,10 +80,10 @@ def plan_blocks(config: DataConfig) -> list[list[Block]]:
         SourceError: There is no such file, or its name says nothing.
     """
     lists: list[list[Block]] = []
-    held = BLOCK_BYTES
+    held = 0
     for block in _blocks_of(config):
         size = block.interactions * _BYTES_OF_LINE
-        if held + size > BLOCK_BYTES:
+        if not lists or held + size > BLOCK_BYTES:
             lists.append([])
             held = 0
         lists[-1].append(block)

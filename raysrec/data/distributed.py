@@ -25,7 +25,6 @@ from raysrec.data.blocks import plan_blocks
 from raysrec.data.catalog import Shard
 from raysrec.data.counts import Counts, ItemCounts, refuse_empty
 from raysrec.data.filters import outside
-from raysrec.data.formats import format_of
 from raysrec.data.grouping import Kept
 from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
 from raysrec.data.shares import (
@@ -61,7 +60,7 @@ def is_distributed(config: DataConfig) -> bool:
     """
     if config.distributed != "auto":
         return config.distributed
-    return format_of(config) != "synthetic" and _about_interactions(config) >= LARGE_INTERACTIONS
+    return _about_interactions(config) >= LARGE_INTERACTIONS
 
 
 def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_reading: Callable[[], None]) -> Written:
