@@ -192,11 +192,13 @@ def test_the_rules_are_those_of_one_process(given, tmp_path):
     high=st.sampled_from(["12]", "inf)"]),
     share=st.sampled_from([9, 1000]),
     lines=st.sampled_from([50, 10_000]),
+    split=st.sampled_from(["leave_one_out", "temporal"]),
 )
-def test_any_data_and_rules_give_the_files_of_one_process(tmp_path_factory, rows, low, high, share, lines):
+def test_any_data_and_rules_give_the_files_of_one_process(tmp_path_factory, rows, low, high, share, lines, split):
     folder = tmp_path_factory.mktemp("any")
     interval = f"[{low},{high}"
-    config = config_of(inter(folder / "a.inter", rows), user_interactions=interval, item_interactions=interval)
+    rules = {"user_interactions": interval, "item_interactions": interval, "split": {"name": split}}
+    config = config_of(inter(folder / "a.inter", rows), **rules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raysrec.data.blocks.BLOCK_BYTES", lines)
         patch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", share)
@@ -324,15 +326,14 @@ def test_every_stage_says_how_it_went(tmp_path):
     assert [line.partition(":")[0] for line in said[1:]] == stages
 
 
-def slowest_first(number):
-    time.sleep(0 if number else 1)
-    if number in (3, 5):
-        raise SourceError(f"fault {number}")
-    yield from (number, -number)
-
-
 @pytest.mark.ray
 def test_results_and_faults_come_in_the_order_of_the_work():
+    def slowest_first(number):
+        time.sleep(0 if number else 1)
+        if number in (3, 5):
+            raise SourceError(f"fault {number}")
+        yield from (number, -number)
+
     run = partial(run_with_ray, bar=no_bar)
     with ray_session(ScaleConfig(workers=2), cpus=3):
         assert list(run("test", slowest_first, [(0,), (1,), (2,)])) == [0, 0, 1, -1, 2, -2]

@@ -25,7 +25,6 @@ from raysrec.data.blocks import plan_blocks
 from raysrec.data.catalog import Shard
 from raysrec.data.counts import Counts, ItemCounts, refuse_empty
 from raysrec.data.filters import outside
-from raysrec.data.grouping import Kept
 from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
 from raysrec.data.shares import (
     Span,
@@ -33,12 +32,13 @@ from raysrec.data.shares import (
     deal_pieces,
     filter_share,
     find_appearance,
+    find_seconds,
     group_share,
-    seconds_of_share,
     write_item_codes,
     write_row_groups,
 )
 from raysrec.data.sources import nothing_read
+from raysrec.data.spill import remove_files
 from raysrec.data.splits import IntArray, SplitRule, find_rule
 from raysrec.data.tasks import Run
 from raysrec.data.writing import Written, make_room, spans_of_shards, write_catalog
@@ -82,8 +82,8 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
     source = _read(config, scratch, num_shares, run)
     after_reading()
     kept = _group_and_filter(config, scratch, num_shares, source, run)
-    rule = find_rule(config.split, partial(_read_seconds, scratch, source, kept))
     numbers = _number(config, scratch, source, kept, run)
+    rule = find_rule(config.split, partial(_read_seconds, scratch, source, kept, run))
     counts, of_items = _order(scratch, source, kept, numbers, rule, run)
     refuse_empty(counts, rule, source.per_second)
     written = Written(
@@ -167,6 +167,7 @@ def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, sourc
     work = [(share,) for share in range(num_shares)]
     sizes = run("grouping by user", partial(group_share, scratch, source.pieces), work)
     users = [np.ones(size, np.bool_) for size in sizes]
+    remove_files(scratch, "pieces-")
     items = np.ones(len(source.item_ids), np.bool_)
     rounds = 0
     while True:
@@ -200,10 +201,10 @@ def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, ru
     return _Numbers(of_shares, items, source.item_ids.take(pa.array(item_order)), spans_of_shards(offsets))
 
 
-def _read_seconds(scratch: Place, source: _Source, kept: _Kept) -> Iterator[IntArray]:
-    """Unix seconds of the interactions kept, share by share; for a temporal split alone, so not worth tasks."""
-    for share, users in enumerate(kept.users):
-        yield seconds_of_share(scratch, Kept(users, kept.items), source.per_second, share)
+def _read_seconds(scratch: Place, source: _Source, kept: _Kept, run: Run) -> Iterator[IntArray]:
+    """Unix seconds of the interactions kept, share by share."""
+    task = partial(find_seconds, scratch, kept.items, source.per_second)
+    return run("finding where to split", task, list(enumerate(kept.users)))
 
 
 def _order(
@@ -216,6 +217,7 @@ def _order(
     for more, more_of_items in run("ordering", task, work):
         counts += more
         of_items += more_of_items
+    remove_files(scratch, "share-")
     return counts, of_items
 
 

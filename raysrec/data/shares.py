@@ -112,15 +112,15 @@ def filter_share(
     yield filter_users(_share(scratch, share), Kept(users, items), allowed)
 
 
-def seconds_of_share(scratch: Place, kept: Kept, per_second: int, share: int) -> IntArray:
-    """Unix seconds of the interactions of a share that are kept."""
-    grouped = _share(scratch, share)
-    return grouped.times[kept.rows(grouped)] // per_second
-
-
 def find_appearance(scratch: Place, items: BoolArray, share: int, users: BoolArray) -> Iterator[Appearance]:
     """`grouping.appearance_of` a share."""
     yield appearance_of(_share(scratch, share), Kept(users, items))
+
+
+def find_seconds(scratch: Place, items: BoolArray, per_second: int, share: int, users: BoolArray) -> Iterator[IntArray]:
+    """Unix seconds of the interactions of a share that are kept."""
+    grouped = _share(scratch, share)
+    yield grouped.times[Kept(users, items).rows(grouped)] // per_second
 
 
 def deal_histories(

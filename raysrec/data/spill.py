@@ -6,7 +6,7 @@ Each task writes one file; a task that wants one bucket of all files reads no mo
 from collections.abc import Iterable
 
 import pyarrow as pa
-from pyarrow import ipc
+from pyarrow import fs, ipc
 
 from raysrec.place import Place
 
@@ -21,6 +21,13 @@ def write_buckets(place: Place, tables: Iterable[pa.Table], schema: pa.Schema) -
             # `write_table` would write no batch for an empty table and several for one in chunks.
             columns = [column.combine_chunks() for column in table.columns]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def remove_files(folder: Place, beginning: str) -> None:
+    """Remove the files whose names begin so: they have been read by all."""
+    for info in folder.filesystem.get_file_info(fs.FileSelector(folder.path)):
+        if info.base_name.startswith(beginning):
+            folder.filesystem.delete_file(info.path)
 
 
 def read_bucket(place: Place, number: int = 0) -> pa.Table:
