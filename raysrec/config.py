@@ -301,6 +301,8 @@ class TrainConfig(Section):
     half, or only the last window."""
     epochs: Count = 50
     """Passes over all targets, at most."""
+    max_steps: Count | None = None
+    """Updates after which training ends at the latest, in the middle of an epoch if need be; the schedule ends there."""
     batch_targets: Count = 2_048
     """Targets per update, over all workers; a batch may exceed it by part of one history."""
     micro_batch_tokens: Count = 32_768
@@ -319,7 +321,7 @@ class TrainConfig(Section):
     warmup_steps: CountOrZero = 0
     """Steps over which the learning rate rises from 0 to its peak."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a cosine that reaches 0 after `epochs`."""
+    """Learning rate after the warm-up: constant, or a cosine that reaches 0 at the end."""
     clip_norm: NonNegative = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     validate_every: Count = 1

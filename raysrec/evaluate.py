@@ -158,13 +158,13 @@ def _rank_units(
     config = RunConfig.model_validate_json(config_json)
     torch.set_num_threads(threads_per_worker(config.scale))
     model, data = _loaded(run, weights, prepared)
-    parts, splits = [], []
+    parts, splits = [_nobody(data)], []
     for group, split in zip(batch["group"].tolist(), batch["split"].tolist(), strict=True):
         for part in rank_row_groups(model, data, config, [data.row_groups()[group]], split):
             parts.append(part)
             splits += [split] * len(part.users)
     return {
-        "split": np.array(splits),
+        "split": np.array(splits, dtype=f"U{max(map(len, HELD_OUT))}"),
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__},
     }
 
@@ -173,6 +173,12 @@ def _rank_units(
 def _loaded(run: str, weights: int, prepared: str) -> tuple[SequenceModel, PreparedData]:
     """A process that ranks unit after unit loads the model once; `weights` tells new weights of a run from old."""
     return RunDirectory.open(run).load_model(), PreparedData.open(prepared)
+
+
+def _nobody(data: PreparedData) -> Ranked:
+    """Of no users: what row groups give in which nobody has an item to rank."""
+    none = np.empty(0, np.int64)
+    return Ranked(none, none, none, none, np.empty((0, min(COVERAGE_K, data.manifest.num_items)), np.int64))
 
 
 def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:

@@ -35,10 +35,14 @@ def _data_rows(config: RunConfig, data: PreparedData | None) -> Iterator[tuple[s
     yield "users", f"{manifest.num_users:,}"
     yield "items", f"{manifest.num_items:,}"
     yield "interactions", f"{manifest.num_interactions:,}"
+    yield "split", str(manifest.split)
+    yield "ranked", f"{manifest.num_ranked('validation'):,} users to validate, {manifest.num_ranked('test'):,} to test"
     num_targets = targets_per_epoch(data, config)
     yield "targets per epoch", f"{num_targets:,}"
     steps = max(1, round(num_targets / config.train.batch_targets))
-    yield "steps", f"about {steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs"
+    all_steps, most = steps * config.train.epochs, config.train.max_steps
+    ends = f"; train.max_steps ends it after {most:,}" if most and most < all_steps else ""
+    yield "steps", f"about {steps:,} an epoch, {all_steps:,} in {config.train.epochs} epochs{ends}"
 
 
 def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> Iterator[tuple[str, str]]:

@@ -47,13 +47,13 @@ class Mailbox:
 
 
 @contextmanager
-def shown(mailbox: Any, directory: Path, *, epochs: int) -> Iterator[None]:
+def shown(mailbox: Any, directory: Path) -> Iterator[None]:
     """While the block runs, show and record what arrives in the mailbox (an actor's handle)."""
     import ray
     from ray.exceptions import RayError
 
     stop = threading.Event()
-    with Recorder(directory) as recorder, _screen(epochs) as screen:
+    with Recorder(directory) as recorder, _screen() as screen:
 
         def deliver() -> None:
             for event in ray.get(mailbox.take.remote()):
@@ -113,7 +113,7 @@ class _Bar:
 
     def show(self, event: Event) -> None:
         if event["kind"] == "step":
-            self.bar.update(self.task, completed=event["progress"], numbers=_numbers(event))
+            self.bar.update(self.task, completed=event["share_done"], numbers=_numbers(event))
         else:
             self.bar.console.print(_line(event), highlight=False)
 
@@ -166,7 +166,7 @@ def shown_cutoff(names: Iterable[str]) -> int:
 
 
 @contextmanager
-def _screen(epochs: int) -> Iterator[_Bar | _Lines]:
+def _screen() -> Iterator[_Bar | _Lines]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines()
@@ -180,7 +180,7 @@ def _screen(epochs: int) -> Iterator[_Bar | _Lines]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console) as bar:
-        yield _Bar(bar, bar.add_task("training", total=epochs, numbers="starting workers"))
+        yield _Bar(bar, bar.add_task("training", total=1.0, numbers="starting workers"))
 
 
 def _line(event: Event) -> str:

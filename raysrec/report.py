@@ -12,6 +12,7 @@ from tabulate import tabulate, tabulate_formats
 from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb
 from raysrec.progress import shown_cutoff
+from raysrec.schema import date_of
 
 Record = dict[str, Any]
 """What `metrics.json` of a finished run says."""
@@ -61,7 +62,11 @@ def _ranked_on(record: Record) -> str:
 
 
 def _other_rule(record: Record) -> str:
-    return ", seen items left out" if record["evaluate"]["exclude_seen"] else ""
+    split, words = record.get("split", {}), ""  # runs of before there was a choice say nothing of it
+    if split.get("name") == "temporal":
+        words = f", learned before {date_of(split['validate_from'])}, tested on {split['target']} items from "
+        words += date_of(split["test_from"])
+    return words + (", seen items left out" if record["evaluate"]["exclude_seen"] else "")
 
 
 def _score(record: Record, split: str, metric: str) -> float | None:

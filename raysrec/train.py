@@ -61,12 +61,14 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
             "data": config.data.name,
             "model": config.model.name,
             "prepared": str(data.directory.resolve()),
+            "split": data.manifest.split.model_dump(mode="json"),
             "evaluate": config.evaluate.model_dump(mode="json"),
             "training": {
                 "supervision": config.train.supervision,
                 "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
                 "workers": config.scale.workers,
                 "epochs": state.epoch,
+                "steps": state.step,
                 "best_epoch": state.best_epoch,
                 "seconds": state.elapsed_s,
                 "seconds_to_best": state.best_elapsed_s,
@@ -104,7 +106,7 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with shown(mailbox, run.path, epochs=config.train.epochs):
+    with shown(mailbox, run.path):
         result = trainer.fit()
     if result.checkpoint is None:
         raise RunError(f"{run.path}: training ended without a checkpoint: {result.error}")

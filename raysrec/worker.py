@@ -19,7 +19,7 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import read_with_ray
-from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate
+from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate, share_done
 from raysrec.evaluate import validation_sums
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model
@@ -72,11 +72,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
         steps, step, done = upcoming, state.step, 0
         log.start_epoch(state)
         ready = iter(steps)
-        while True:
+        while step != config.train.max_steps:
             batches = next(ready, [])
             # Dropout depends on the step and not on what was drawn before, so that a resumed run draws the same.
             torch.manual_seed(_dropout_seed(config.train.seed, step, worker))
-            progress = (state.epoch + done / num_targets) / config.train.epochs
+            progress = share_done(config.train, epochs=state.epoch + done / num_targets, steps=step)
             result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
             if result.targets == 0:  # every worker's data has ended
                 break
@@ -87,10 +87,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 )
             step, done = step + 1, done + result.targets
             log.after_step(result, step, done, steps.waited_s)
+        steps.close()
         log.end_epoch(step, done, steps.waited_s)
 
         scores = None
-        is_last = state.epoch + 1 == config.train.epochs
+        is_last = _is_last(config, state.epoch + 1, step)
         # Reading for the next epoch starts while this one is validated.
         upcoming = None if is_last else prefetch(state.epoch + 1)
         if is_last or (state.epoch + 1) % config.train.validate_every == 0:
@@ -154,6 +155,11 @@ def _dropout_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
+    """Does training end when so many epochs are done, or begun and so many steps made?"""
+    return epoch == config.train.epochs or step == config.train.max_steps
+
+
 def _advance(
     state: TrainingState, config: RunConfig, step: int, scores: dict[str, float] | None, elapsed_s: float
 ) -> TrainingState:
@@ -172,7 +178,7 @@ def _advance(
             "step": step,
             "elapsed_s": elapsed_s,
             "worse_in_a_row": worse,
-            "finished": epoch == config.train.epochs or worse >= config.train.patience,
+            "finished": _is_last(config, epoch, step) or worse >= config.train.patience,
             **best,
         }
     )
@@ -236,6 +242,7 @@ class _Log:
         seconds, sums = now - self._shown, self._sums
         elapsed_s = self._state.elapsed_s + now - self._started
         progress = self._state.epoch + done / self._num_targets
+        share = share_done(self._config.train, epochs=progress, steps=step)
         waited, self._waited_s = waited_s - self._waited_s, waited_s
         self._shown, self._sums = now, StepResult(0.0, 0)
         if self._mailbox is None:
@@ -246,15 +253,14 @@ class _Log:
                 "epoch": self._state.epoch + 1,
                 "step": step,
                 "progress": progress,
+                "share_done": share,
                 "loss": sums.loss / sums.targets,
-                "learning_rate": learning_rate(
-                    self._config.train, step=step - 1, progress=progress / self._config.train.epochs
-                ),
+                "learning_rate": learning_rate(self._config.train, step=step - 1, progress=share),
                 "targets_per_s": sums.targets / seconds,
                 "tokens_per_s": sums.tokens / seconds,
                 "padding_share": 1 - sums.tokens / sums.positions,
                 "data_wait_share": waited / seconds,
                 "elapsed_s": elapsed_s,
-                "left_s": elapsed_s * (self._config.train.epochs / progress - 1),
+                "left_s": elapsed_s * (1 / share - 1),
             }
         )

@@ -99,6 +99,42 @@ def test_users_keep_enough_interactions_to_hold_two_out(interval, good):
             DataConfig(user_interactions=interval)
 
 
+TEMPORAL = {"name": "temporal"}
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ({"test_share": 0.2}, "data.split.test_share is for data.split.name=temporal"),
+        ({"target": "first"}, "data.split.target is for data.split.name=temporal"),
+        ("temporal", "data.split='temporal': data.split is a section; set keys in it, such as data.split."),
+        ({"name": "random"}, "data.split.name='random': input should be 'leave_one_out' or 'temporal'"),
+        (TEMPORAL | {"test_share": 1.0}, "data.split.test_share=1.0: input should be less than 1"),
+        (TEMPORAL | {"validation_share": 0.5, "test_share": 0.5}, "leave nothing to learn from; make their sum"),
+        (TEMPORAL | {"test_from": "2005-09-06"}, "data.split.test_from=2005-09-06 without data.split.validate_from"),
+        (TEMPORAL | {"validate_from": 5, "test_from": 5}, "data.split.validate_from=5 is not before data.split"),
+        (TEMPORAL | {"validate_from": "2006-01-01", "test_from": "2005-12-31"}, "swap them or move one"),
+        (TEMPORAL | {"validate_from": 1, "test_from": 2, "test_share": 0.3}, "data.split.test_share=0.3 is not used"),
+        (TEMPORAL | {"validate_from": "soon"}, "data.split.validate_from: 'soon' is no moment; write a date such as"),
+    ],
+)  # fmt: skip
+def test_a_wrong_split_is_refused_in_words(split, expected):
+    with pytest.raises(ConfigError) as error:
+        validate({"model": {"name": "recgrela"}, "data": {"split": split}})
+    assert expected in str(error.value)
+
+
+def test_moments_are_written_as_yaml_and_as_overrides_write_them(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "model: {name: recgrela}\ndata: {split: {name: temporal, test_from: 2005-09-06}}\n"
+    )
+    config = load(
+        [tmp_path / "a.yaml"], ["data.split.validate_from=2005-09-01 06:00:00", "data.user_interactions=[1,9]"]
+    )
+    assert (config.data.split.validate_from, config.data.split.test_from) == ("2005-09-01 06:00:00", "2005-09-06")
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
 def test_as_many_workers_as_streams_are_allowed():
     model = {"model": {"name": "recgrela"}}
     assert validate(model | {"scale": {"workers": 4}, "data": {"num_streams": 4}}).scale.workers == 4

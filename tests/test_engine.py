@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raysrec.config import RunConfig, TrainConfig
-from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate
+from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, share_done
 from raysrec.history import Batch, History
 from raysrec.models import MODELS, build_model
 from raysrec.objective import Objective
@@ -198,6 +198,13 @@ def test_learning_rate_warms_up_and_then_falls_to_zero():
     assert learning_rate(config, step=9, progress=0.5) == pytest.approx(0.5)
     assert learning_rate(config, step=9, progress=1.0) == pytest.approx(0.0)
     assert math.isclose(learning_rate(TrainConfig(learning_rate=2.0), step=0, progress=0.9), 2.0)
+
+
+def test_what_ends_training_first_ends_the_schedule():
+    whole, cut = TrainConfig(epochs=4), TrainConfig(epochs=4, max_steps=20)
+    assert share_done(whole, epochs=1.0, steps=10) == 0.25
+    assert share_done(cut, epochs=1.0, steps=10) == 0.5
+    assert share_done(cut, epochs=4.0, steps=12) == 1.0
 
 
 def test_deepspeed_configuration_is_derived_and_extra_lies_over_it():

@@ -67,6 +67,24 @@ def test_conditions_and_the_unit_of_time_count():
         assert fingerprint_of(DataConfig(format="csv", source="a.csv", **other), SOURCE) != plain
 
 
+def test_the_split_counts_but_not_how_its_moments_are_written():
+    def of(**split):
+        return fingerprint_of(DataConfig(format="csv", source="a.csv", split=split), SOURCE)
+
+    shares = {"name": "temporal"}
+    moments = shares | {"validate_from": "2005-09-06", "test_from": "2005-09-07"}
+    others = [
+        shares,
+        shares | {"test_share": 0.2},
+        shares | {"target": "first"},
+        moments,
+        moments | {"test_from": 2**40},
+    ]
+    assert len({of(), *(of(**other) for other in others)}) == 6
+    assert of(name="leave_one_out") == of()
+    assert of(**moments) == of(**shares, validate_from=1125964800, test_from="2005-09-07 00:00:00")
+
+
 def test_a_fingerprint_stays_what_it_was():
     """Prepared data of an earlier version are found again."""
     config = {"user_interactions": "[5,inf)", "item_interactions": "[5,inf)"}

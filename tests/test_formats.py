@@ -6,8 +6,6 @@ import typing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from raysrec.config import DataConfig
 from raysrec.data.files import SourceError
@@ -294,35 +292,3 @@ def test_ratings_in_many_blocks_keep_their_movies(file, monkeypatch):
     assert found == [
         (str(user), str(movie), 1104537600 + user % 9 * 86_400) for movie, count in movies for user in range(count)
     ]
-
-
-PIECES = [b"\n", b"\r\n",
-          b",", b"\t", b"::", b":", b'"', b"1:", b"1", b"2005-01-01", b"{", b"}", b"[", b"null", b"\xff",
-          b"\\ud800", b"\\u0000", b"\0", b"1e999", b"-1", b"1.5", b"user", b"1:\n5,3,2005-01-01\n", GOOD, LFM, KUAIRAND,
-          b'"user":', b'"item":', b'"time":', b"user,item,time\n", REVIEWS_2023, AMAZON_2014]  # fmt: skip
-
-FUZZED = [("combined_data_1.txt", {}), ("LFM-1b_LEs.txt", {}), ("log_standard_1.csv", {"where": {"is_click": 1}}),
-          ("a.jsonl", {}), ("a.jsonl", {"time_unit": "date"}), ("a.csv", {"time_unit": "date"}),
-          ("a.csv", {"format": "amazon-2014"}), ("a.jsonl", {"format": "amazon-2023", "where": {"rating": "3"}}),
-          ("ratings.dat", {}), ("a.inter", {})]  # fmt: skip
-
-
-# Arrow cannot hand a line to Python that is no UTF-8; it says so on stderr, and refuses the line.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("name", "given_settings"), FUZZED)
-def test_arbitrary_bytes_are_read_or_refused_in_words(tmp_path, name, given_settings):
-    path = tmp_path / name
-
-    @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=9), max_size=12).map(b"".join))
-    @settings(deadline=None, max_examples=150)
-    def refused_or_read(content):
-        path.write_bytes(content)
-        try:
-            table = read(config(path, **given_settings)).table
-        except SourceError:
-            return
-        assert len(table)
-        assert all("" not in table.column(column).to_pylist() for column in ("user", "item"))
-        assert not table.column("time").null_count
-
-    refused_or_read()

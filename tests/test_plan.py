@@ -53,6 +53,17 @@ def test_a_plan_with_data_counts_what_will_be_done(configure):
     assert found["steps"] == f"about {steps:,} an epoch, {steps * 7:,} in 7 epochs"
 
 
+def test_a_plan_says_how_data_are_split_and_who_is_ranked(configure):
+    config = configure(data={"split": {"name": "temporal", "validation_share": 0.2, "test_share": 0.3}})
+    manifest = prepare(config.data).manifest
+    found = rows(plan(config, prepare(config.data)))
+    assert found["split"] == str(manifest.split)
+    assert manifest.num_test_users < manifest.num_users
+    expected = f"{manifest.num_validation_users:,} users to validate, {manifest.num_test_users:,} to test"
+    assert found["ranked"] == expected
+    assert found["targets per epoch"] == f"{manifest.num_targets:,}"
+
+
 def histories(group):
     import pyarrow.parquet as pq
 

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,36 @@ def test_the_manifest_counts(config):
     assert manifest.num_targets == 2
     assert manifest.floored_times == 3
     assert manifest.name == "toy"
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ({"validate_from": 1, "test_from": 2}, "there is nothing to learn from (temporal: learns before 1970-01"),
+        ({"validate_from": 5, "test_from": 6}, "there is nothing to validate on"),
+        ({"validate_from": 3, "test_from": 9}, "there is nothing to test on"),
+        ({"validate_from": 3, "test_from": 9}, "the interactions are of 1970-01-01 00:00:00 to 1970-01-01 00:00:04"),
+    ],
+)  # fmt: skip
+def test_a_split_that_leaves_nothing_is_an_error(config, split, expected):
+    settings = config([("u", item, time) for time, item in enumerate("abcde")], split={"name": "temporal"} | split)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        prepare(settings)
+    assert not Path(settings.prepared).exists()
+
+
+def test_a_temporal_split_is_counted_and_leaks_nothing(config):
+    lines = [("early", item, time) for time, item in enumerate("abc")]
+    lines += [("late", item, time) for time, item in enumerate("abcd", 6)]
+    lines += [("long", item, 2 * time) for time, item in enumerate("abcde")]
+    moments = {"name": "temporal", "validate_from": 5, "test_from": 7}
+    manifest = prepare(config(lines, split=moments)).manifest
+    assert (manifest.num_validation_users, manifest.num_test_users, manifest.num_targets) == (1, 2, 4)
+    assert (manifest.cold_validation_users, manifest.cold_test_users) == (0, 1)
+    assert (manifest.leaked_validation_targets, manifest.leaked_test_targets) == (0, 0)
+    assert [group.learned for shard in manifest.shards for group in shard.row_groups] == [6]
+    manifest = prepare(config(lines)).manifest
+    assert (manifest.leaked_validation_targets, manifest.leaked_test_targets) == (2, 1)
 
 
 def test_filtering_takes_as_many_rounds_as_it_needs(config):

@@ -28,7 +28,7 @@ def at(k, ndcg):
 def run(tmp_path):
     """A run's directory; finished if it has a score."""
 
-    def make(name, ndcg=None, data="ml-1m", ks=(5, 10), workers=2, exclude_seen=False):
+    def make(name, ndcg=None, data="ml-1m", ks=(5, 10), workers=2, exclude_seen=False, **more):
         directory = RunDirectory(tmp_path / name)
         directory.start(validate({"model": {"name": "recgrela"}}), "fingerprint")
         if ndcg is not None:
@@ -48,6 +48,7 @@ def run(tmp_path):
                     "training": training,
                     "evaluate": {"exclude_seen": exclude_seen},
                     "splits": splits,
+                    **more,
                 }
             )
         return directory.path
@@ -66,6 +67,15 @@ def say(monkeypatch, *words):
     with pytest.raises(SystemExit) as stopped:
         run_verb(report.main, report._parser())
     return stopped.value.code
+
+
+def test_runs_on_another_split_stand_apart_and_say_so(run):
+    temporal = {"name": "temporal", "target": "last", "validate_from": 1125964800, "test_from": 1125964801}
+    paths = [run("old", 0.1), run("one", 0.2, split={"name": "leave_one_out"}), run("in-time", 0.3, split=temporal)]
+    words = ", learned before 2005-09-06 00:00:00, tested on last items from 2005-09-06 00:00:01"
+    _, *rows = cells(table(paths, style="github"))
+    names = ["one", "old", "popularity (ml-1m)", f"in-time{words}", f"popularity (ml-1m{words})"]
+    assert [name for name, *_ in rows] == names
 
 
 def test_runs_are_sorted_and_popularity_stands_once_below_them(run):

@@ -1,3 +1,4 @@
+import datetime
 import math
 import pkgutil
 from importlib import import_module
@@ -8,7 +9,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 import raysrec
-from raysrec.schema import Count, CountOrZero, Decay, Interval, NonNegative, Positive, Probability, Section
+from raysrec.schema import (
+    Count,
+    CountOrZero,
+    Decay,
+    Interval,
+    Moment,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    date_of,
+)
 
 
 class Shop(Section):
@@ -136,3 +148,37 @@ def test_an_interval_survives_json(text):
     again = Shop.model_validate_json(shop.model_dump_json())
     assert again == shop
     assert isinstance(again.opens, Interval)
+
+
+MOMENTS = TypeAdapter(Moment)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("2005-09-06", 1125964800),
+        ("2005-09-06 12:30:00", 1126009800),
+        ("2005-09-06T12:30:00+02:00", 1126002600),
+        ("1925-01-01", -1420070400),
+        (datetime.date(2005, 9, 6), 1125964800),
+        (datetime.datetime(2005, 9, 6, 12, 30), 1126009800),
+        (1125964800, 1125964800),
+        ("-7", -7),
+    ],
+)
+def test_a_moment_is_a_date_or_seconds(written, seconds):
+    moment = MOMENTS.validate_python(written)
+    assert moment.seconds == seconds
+    assert MOMENTS.validate_json(MOMENTS.dump_json(moment)) == moment
+
+
+@pytest.mark.parametrize("written", ["soon", "2005-13-01", "", 1.5, True, None, 2**63, "2005-09-06 12:30:00.5", [2005]])
+def test_what_is_no_moment_is_refused(written):
+    with pytest.raises(ValidationError, match="is no moment; write a date such as 2005-09-06"):
+        MOMENTS.validate_python(written)
+
+
+def test_seconds_are_shown_as_dates_where_a_calendar_reaches():
+    assert date_of(1125964800) == "2005-09-06 00:00:00"
+    assert date_of(-1) == "1969-12-31 23:59:59"
+    assert date_of(2**62) == str(2**62)

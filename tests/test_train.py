@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -190,6 +191,17 @@ def test_early_stopping_keeps_the_best_weights(local_ray, folder):
     assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(max(scores), abs=1e-9)
 
 
+def test_training_can_end_in_the_middle_of_an_epoch(local_ray, folder):
+    whole = json.loads(train(configure(folder, "undisturbed")).metrics_file.read_text())["training"]["steps"]
+    run = train(configure(folder, "cut", train__max_steps=whole // 2))
+    assert json.loads(run.metrics_file.read_text())["training"]["steps"] == whole // 2
+    last = events(run, "step")[-1]
+    assert last["step"] == whole // 2
+    assert last["share_done"] == 1.0
+    assert last["left_s"] == 0.0
+    assert events(run, "validation")[-1]["step"] == whole // 2
+
+
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(undisturbed, folder):
     assert train(configure(folder, "undisturbed")).path == undisturbed.path
     with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
@@ -231,3 +243,20 @@ def test_negatives_do_not_depend_on_the_number_of_workers(local_ray, folder):
         for n in (1, 3)
     )
     assert one[-1] == pytest.approx(three[-1], abs=1e-6)
+
+
+def test_a_temporal_split_is_trained_validated_and_ranked_on_any_number_of_workers(local_ray, folder, monkeypatch):
+    """Most users have no item to rank in a time, and in whole row groups nobody has."""
+    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 64)
+    split = {"name": "temporal", "validation_share": 0.05, "test_share": 0.05}
+    config = configure(folder, "temporal", data__split=split, train__epochs=1)
+    data = prepare(config.data)
+    manifest = data.manifest
+    run = train(config)
+    first = pq.read_table(run.ranks_file)
+    for name in ("validation", "test"):
+        ranked = first.filter(pc.equal(first["split"], name))["user"].to_pylist()
+        assert len(set(ranked)) == len(ranked) == manifest.num_ranked(name) < manifest.num_users // 2
+        assert json.loads(run.metrics_file.read_text())["splits"][name]["users"] == len(ranked)
+    evaluate(run, data, configure(folder, "temporal", data__split=split, scale__workers=3))
+    assert pq.read_table(run.ranks_file).equals(first)

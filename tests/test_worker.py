@@ -45,6 +45,11 @@ def test_training_ends_after_the_last_epoch():
     assert [state.finished for state in run_through(configure(epochs=2), [0.1, 0.2])] == [False, True]
 
 
+def test_training_ends_after_the_last_step_asked_for():
+    states = run_through(configure(epochs=9, max_steps=20), [0.1, 0.2])
+    assert [state.finished for state in states] == [False, True]
+
+
 @pytest.mark.parametrize("other", [(1, 5, 0), (0, 6, 0), (0, 5, 1)])
 def test_dropout_differs_by_seed_step_and_worker_and_repeats(other):
     assert _dropout_seed(0, 5, 0) == _dropout_seed(0, 5, 0)

@@ -2,8 +2,8 @@
 
     tools/leaderboard --data ml-100k amazon-beauty --data-folder ../shared/data --budget 7200
 
-A run is `configs/<data>.yaml`, then `configs/models/<model>.yaml`, then `configs/recipes/<data>-<model>.yaml` where
-there is one, and stands under `--root`. Runs that are finished are not repeated, and one that was interrupted goes on,
+A run is `configs/<data>.yaml`, then `configs/models/<model>.yaml`, then where there is one `configs/recipes/` with
+`<data>-<supervision>.yaml` and `<data>-<model>.yaml`, and stands under `--root`. Runs that are finished are not repeated, and one that was interrupted goes on,
 so the same command, typed again, continues. The first seed of every model comes before any second one.
 """
 
@@ -68,8 +68,9 @@ class Job:
     def files(self) -> list[Path]:
         """The configuration, layer over layer."""
         layers = [CONFIGS / f"{self.data}.yaml", CONFIGS / "models" / f"{self.model}.yaml"]
-        recipe = CONFIGS / "recipes" / f"{self.data}-{self.model}.yaml"
-        return [*layers, *([recipe] if recipe.is_file() else [])]
+        supervision = load(layers).train.supervision
+        recipes = (CONFIGS / "recipes" / f"{self.data}-{way}.yaml" for way in (supervision, self.model))
+        return [*layers, *(recipe for recipe in recipes if recipe.is_file())]
 
     def settings(self) -> list[str]:
         """What is laid over the files."""

@@ -147,12 +147,18 @@ def in_first(offsets: IntArray, counts: IntArray) -> NDArray[np.bool_]:
 
 
 def _count_before(moment: int, offsets: IntArray, times: IntArray) -> IntArray:
-    running = np.concatenate([np.zeros(1, np.int64), np.cumsum(times < moment)])
-    return running[offsets[1:]] - running[offsets[:-1]]
+    """How many interactions of each history lie before a moment: all histories are bisected at once."""
+    low, high = offsets[:-1], offsets[1:]  # the first one at or after the moment lies within
+    while (low < high).any():
+        middle = np.minimum((low + high) // 2, len(times) - 1)
+        earlier = (low < high) & (times[middle] < moment)
+        low, high = np.where(earlier, middle + 1, low), np.where(earlier, high, np.minimum(middle, high))
+    return low - offsets[:-1]
 
 
 def _with_history(positions: IntArray) -> IntArray:
-    return np.where(positions >= 1, positions, -1)
+    found: IntArray = np.where(positions >= 1, positions, -1)
+    return found
 
 
 def _steps_from(low: int, times: IntArray) -> NDArray[np.uint64]:

@@ -1,0 +1,47 @@
+"""Show what a prepared data set is: `python -m raysrec.data prepared/… --picture data.png`."""
+
+import argparse
+from pathlib import Path
+
+from raysrec.command_line import ConfigError, help_of_keys, load, run_verb
+from raysrec.data.catalog import PreparedData
+from raysrec.data.fingerprint import fingerprint_of, hash_source
+from raysrec.data.picture import draw
+from raysrec.data.statistics import Statistics, describe
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the description, and draw the picture if one is asked for."""
+    data = PreparedData.open(_folder(arguments))
+    found = Statistics.of(data)
+    print(describe(data, found))
+    if arguments.picture:
+        draw(data, found, arguments.picture)
+        print(f"picture in {arguments.picture}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    found = argparse.ArgumentParser(
+        prog="python -m raysrec.data",
+        description="Show what a prepared data set is: sizes, distributions, rules, split, leakage, files.",
+        epilog=help_of_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("words", nargs="*", metavar="FOLDER or key=value", help="the folder, or settings over --config")
+    found.add_argument("--config", action="append", metavar="FILE", help="YAML settings that name the data")
+    found.add_argument("--picture", type=Path, metavar="FILE", help="draw the distributions; needs matplotlib")
+    return found
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    if arguments.config:
+        config = load(arguments.config, arguments.words).data
+        return Path(config.prepared) / fingerprint_of(config, hash_source(config))
+    if len(arguments.words) != 1:
+        raise ConfigError("name one prepared folder, such as prepared/0123456789abcdef, or the --config of its data")
+    return Path(arguments.words[0])
+
+
+if __name__ == "__main__":
+    run_verb(main, parser())
