@@ -154,6 +154,20 @@ def test_batches_stay_near_their_size_and_rows_within_the_longest_history(data, 
     assert all(len(items) <= 12 for step in steps for items, _, _ in step)
 
 
+def test_row_groups_are_read_once_and_only_where_there_is_something_to_learn(data, config):
+    read = []
+
+    def reader(groups):
+        read.extend(groups)
+        return read_directly(groups)
+
+    for worker in range(3):
+        list(epoch_steps(data, config, reader, epoch=0, worker=worker, num_workers=3))
+    wanted = [group for group in data.row_groups() if group.weight]
+    assert sorted(read, key=lambda group: group.index) == wanted
+    assert (len(wanted) == len(data.row_groups())) == (data.manifest.split.name == "leave_one_out")
+
+
 def to_rank(data, split):
     """User -> (the history before the target, the target), of all who have one."""
     rule = data.manifest.split

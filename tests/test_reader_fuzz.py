@@ -21,7 +21,7 @@ from raysrec.data.formats import LAYOUTS
 from raysrec.data.sources import read
 
 EXAMPLES = 30
-"""Of each layout and law: about twenty seconds in all on one core. 1,500 of them have been run, too."""
+"""Of each layout and law."""
 
 # Arrow cannot hand a line to Python that is no UTF-8; it says so on stderr, and refuses the line.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

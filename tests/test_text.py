@@ -61,6 +61,14 @@ def test_equal_ids_have_equal_codes_over_a_long_file(file, monkeypatch):
     assert table.column("time").to_pylist() == list(range(150_000))
 
 
+def test_lines_are_counted_over_blocks_and_line_ends(file, monkeypatch):
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1000)
+    ends = ["\n", "\r\n", "\n\n", "\r\n\r\n", "\r"]
+    lines = [f'"u{n % 7}","i ""{n}""",{n}{ends[n % 5]}' for n in range(5000)]
+    table = read(config(file("a.csv", ("user,item,time\n" + "".join(lines)).encode()))).table
+    assert table.column("time").to_pylist() == list(range(5000))
+
+
 LATER = b"u\ti\t1\nu\tj\t2\n"
 
 

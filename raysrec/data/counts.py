@@ -13,6 +13,7 @@ from raysrec.data.splits import HELD_OUT, IntArray, SplitRule, in_first
 from raysrec.schema import date_of
 
 _FIRST, _LAST = -(2**63), 2**63 - 1
+"""The ends of all times: where nothing has been met yet."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,11 @@ class Histories:
 
     def seconds(self) -> Iterator[IntArray]:
         """Unix seconds of the interactions of some users after the other."""
-        return (times // self.per_second for _, _, times in self.parts())
+        return (self.in_seconds(times) for _, _, times in self.parts())
+
+    def in_seconds(self, times: IntArray) -> IntArray:
+        """Some of the times as they are written."""
+        return times if self.per_second == 1 else times // self.per_second
 
 
 def count_histories(histories: Histories, rule: SplitRule, num_items: int) -> tuple[Counts, ItemCounts]:
@@ -55,7 +59,7 @@ def count_histories(histories: Histories, rule: SplitRule, num_items: int) -> tu
     counts, of_items = Counts(), ItemCounts.none(num_items)
     for offsets, items, times in histories.parts():
         counts += Counts.of(rule, offsets, items, times, histories.per_second)
-        of_items += ItemCounts.of(rule, offsets, items, times // histories.per_second, num_items)
+        of_items += ItemCounts.of(rule, offsets, items, histories.in_seconds(times), num_items)
     return counts, of_items
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
@@ -86,4 +87,5 @@ def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
 
 def _distinct(table: pa.Table, name: str) -> int:
     """How many ids there are; a dictionary may hold some that `data.where` left out."""
-    return int(np.count_nonzero(np.bincount(_codes(table, name)[0])))
+    (column,) = table.column(name).chunks
+    return int(pc.count_distinct(column.indices).as_py())

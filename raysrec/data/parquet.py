@@ -4,13 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from raysrec.data.files import SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import PER_SECOND, Part, dates_as_seconds, fault_of_columns, floor_times, keep_rows
-
-IntArray = NDArray[np.int64]
+from raysrec.data.splits import IntArray
 
 
 def read_parquet(file: SourceFile, layout: Layout) -> Part:

@@ -5,12 +5,15 @@ from. *Temporal*: two moments cut time for everybody; before the first is learne
 from the second on is tested. A user's target in such a time is the last interaction there (or the first, by
 `data.split.target`), and the history given with it is all that the user had before, also from within that time.
 The last is the default because what a model is asked for should resemble what it learned: between a user's last
-interaction before the cut and the first one after it lies, for most users, the longest break of their history.
-(Gusak et al., "Time to Split: Exploring Data Splitting Strategies for Offline Evaluation of Sequential Recommenders",
-RecSys 2025, compare both.) A target needs a history: a user's very first interaction is never one, and who has no
-other interaction in a time is not ranked there.
+interaction before the cut and the first one after it lies a break that the rest of the history may not know. A target
+needs a history: a user's very first interaction is never one, and who has no other interaction in a time is not ranked
+there.
 
 All else knows positions only; they are found anew wherever histories are read, and no file holds them.
+
+Source:
+    Gusak et al., "Time to Split: Exploring Data Splitting Strategies for Offline Evaluation of Sequential
+    Recommenders", RecSys 2025, which compares these and other targets; testing on a tenth is theirs, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping

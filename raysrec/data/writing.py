@@ -85,7 +85,7 @@ def history_table(histories: Histories, first: int, last: int) -> pa.Table:
         pa.array(histories.users[first:last]),
         histories.user_ids.slice(first, last - first),
         pa.ListArray.from_arrays(starts, pa.array(histories.items[begin:end])),
-        pa.ListArray.from_arrays(starts, pa.array(histories.times[begin:end] // histories.per_second)),
+        pa.ListArray.from_arrays(starts, pa.array(histories.in_seconds(histories.times[begin:end]))),
     ]
     return pa.table(columns, schema=HISTORY_SCHEMA)
 
