@@ -1,46 +1,47 @@
 """From raw interactions to a prepared data set: read, filter, number, order, write; `python -m raysrec.prepare`.
 
-The steps are pure functions on arrays and run in one process. The folder is named by its fingerprint, appears whole or
+The steps run in the memory of this process (`data/in_memory.py`), or for a large source part by part in tasks of a
+cluster (`data/distributed.py`), which makes the same files. The folder is named by its fingerprint, appears whole or
 not at all, and is reused by whoever asks for the same again.
 """
 
 import logging
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import DataConfig
-from raysrec.data.catalog import Manifest, PreparedData, PreparedDataError
-from raysrec.data.counts import Counts
+from raysrec.config import DataConfig, ScaleConfig
+from raysrec.data.catalog import PreparedData, PreparedDataError
+from raysrec.data.distributed import is_distributed, prepare_in_tasks
 from raysrec.data.download import download
 from raysrec.data.files import SourceError
-from raysrec.data.filters import keep_intervals
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
-from raysrec.data.interactions import Interactions, time_rule
+from raysrec.data.in_memory import prepare_in_memory
 from raysrec.data.publishing import appearing_whole
-from raysrec.data.sources import read
-from raysrec.data.splits import HELD_OUT, SplitRule, find_rule
-from raysrec.data.writing import Histories, count_histories, write_catalog, write_histories
+from raysrec.data.splits import HELD_OUT
+from raysrec.data.tasks import run_with_ray
+from raysrec.data.writing import write_manifest
+from raysrec.place import Place
+from raysrec.progress import stage
+from raysrec.runtime import ray_session
 from raysrec.schema import date_of
-
-ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
-TIE_RULE = "interactions of a user at the same time keep the order of the source"
 
 log = logging.getLogger(__name__)
 
+_ONE_WORKER = ScaleConfig()
 
-def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -> PreparedData:
+
+def prepare(
+    config: DataConfig, *, scale: ScaleConfig = _ONE_WORKER, progress: Callable[[str], None] = log.info
+) -> PreparedData:
     """The prepared data set that the config describes: found by its fingerprint, or made.
 
     Args:
         config: Source, rules, and the folder under which prepared data sets are kept.
+        scale: The Ray in which a large source is prepared, if none runs yet.
         progress: Is told in one line what is done next.
 
     Raises:
@@ -53,20 +54,26 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -
     if found := _opened(folder):
         progress(f"reusing {folder}")
         return found
-    progress(f"reading {config.source}")
-    interactions = read(config)
-    if stamp_of(config) != stamp:
-        raise SourceError(f"data.source={config.source}: changed while it was read; prepare again when it is complete")
-    progress(f"filtering {len(interactions.table)} interactions")
-    histories, rounds = make_histories(interactions, config)
-    rule = find_rule(config.split, histories.seconds)
-    counts = count_histories(histories, rule)
-    _refuse_empty(counts, rule, histories.per_second)
-    progress(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users to {folder}")
-    with appearing_whole(folder, is_whole=lambda there: _opened(there) is not None) as scratch:
-        facts = {"name": config.name, "fingerprint": fingerprint, "source": source, "filter_rounds": rounds}
-        facts |= {"split": rule, **counts.for_manifest(histories.per_second)}
-        _write(scratch, histories, interactions, config, facts)
+
+    def refuse_changed() -> None:
+        if stamp_of(config) != stamp:
+            raise SourceError(
+                f"data.source={config.source}: changed while it was read; prepare again when it is complete"
+            )
+
+    appears = appearing_whole(folder, is_whole=lambda there: _opened(there) is not None)
+    facts = {"name": config.name, "fingerprint": fingerprint, "source": source}
+    if is_distributed(config):
+        progress(f"preparing {config.source} in tasks")
+        with ray_session(scale, cpus=len(os.sched_getaffinity(0))), appears as scratch:
+            directory, run = Place.of(scratch.resolve()), partial(run_with_ray, bar=partial(stage, say=progress))
+            written = prepare_in_tasks(config, directory, run, after_reading=refuse_changed)
+            write_manifest(written, config, facts, directory)
+    else:
+        with appears as scratch:
+            directory = Place.of(scratch)
+            written = prepare_in_memory(config, directory, after_reading=refuse_changed, say=progress)
+            write_manifest(written, config, facts, directory)
     return PreparedData.open(folder)
 
 
@@ -77,42 +84,6 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
         SourceError: There is no such source.
     """
     return _opened(Path(config.prepared) / fingerprint_of(config, hash_source(config)))
-
-
-def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, int]:
-    """Filtered, numbered and ordered histories, and the number of filtering rounds.
-
-    Raises:
-        ValueError: Nothing is left after filtering.
-    """
-    users, user_ids = _codes(interactions.table, "user")
-    items, item_ids = _codes(interactions.table, "item")
-    kept, rounds = keep_intervals(users, items, users=config.user_interactions, items=config.item_interactions)
-    if not kept.any():
-        raise ValueError(
-            f"data.user_interactions={config.user_interactions} and data.item_interactions={config.item_interactions}: "
-            f"nothing is left of the {len(kept)} interactions of {config.source}; widen the intervals"
-        )
-    users, user_ids = number_by_appearance(users[kept], user_ids)
-    items, item_ids = number_by_appearance(items[kept], item_ids)
-    times = interactions.table.column("time").to_numpy()[kept]
-    order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
-    return Histories(user_ids, item_ids, offsets, items[order], times[order], interactions.per_second), rounds
-
-
-def number_by_appearance(codes: NDArray[np.int32], ids: pa.Array) -> tuple[NDArray[np.int32], pa.Array]:
-    """Codes renumbered 1, 2, … in the order in which they first appear, and the ids in that order.
-
-    Ids whose code does not appear are left out.
-    """
-    first = np.full(len(ids), len(codes), dtype=np.int64)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several assignments the last stays: the first appearance
-    appearing = np.flatnonzero(first < len(codes))
-    appearing = appearing[np.argsort(first[appearing])]
-    numbers = np.zeros(len(ids), dtype=np.int32)
-    numbers[appearing] = np.arange(1, len(appearing) + 1)
-    return numbers[codes], ids.take(pa.array(appearing))
 
 
 def parser() -> ArgumentParser:
@@ -126,10 +97,11 @@ def parser() -> ArgumentParser:
 
 def main(arguments: Namespace) -> None:
     """Prepare what the config describes, and print what came out."""
-    config = load(arguments.config, arguments.overrides).data
+    run = load(arguments.config, arguments.overrides)
+    config = run.data
     if arguments.download:
         print(f"fetched {', '.join(map(str, download(config)))}", flush=True)
-    data = prepare(config, progress=lambda line: print(line, flush=True))
+    data = prepare(config, scale=run.scale, progress=lambda line: print(line, flush=True))
     print(summary(data))
 
 
@@ -163,56 +135,6 @@ def summary(data: PreparedData) -> str:
 def _both(counts: Iterable[int], what: str) -> str:
     validation, test = counts
     return f"{validation:,} validation and {test:,} test {what}"
-
-
-def _refuse_empty(counts: Counts, rule: SplitRule, per_second: int) -> None:
-    """Data that cannot be learned from, validated on and tested on are no use under this split."""
-    span = " to ".join(date_of(time // per_second) for time in (counts.first_time, counts.last_time))
-    for what, found in (
-        ("to learn from", counts.targets),
-        ("to validate on", counts.validation.users),
-        ("to test on", counts.test.users),
-    ):
-        if not found and rule.name == "temporal":
-            raise ValueError(
-                f"data.split: there is nothing {what} ({rule}); the interactions are of {span}, and a user's first is "
-                "never a target; move the moments, or raise the shares"
-            )
-
-
-def _codes(table: pa.Table, name: str) -> tuple[NDArray[np.int32], pa.Array]:
-    """A code for each row and the ids that the codes stand for."""
-    (column,) = table.column(name).chunks
-    return column.indices.to_numpy(), column.dictionary
-
-
-def _distinct(table: pa.Table, name: str) -> int:
-    """How many ids there are; a dictionary may hold some that `data.where` left out."""
-    (column,) = table.column(name).chunks
-    return int(pc.count_distinct(column.indices).as_py())
-
-
-def _write(
-    scratch: Path, histories: Histories, interactions: Interactions, config: DataConfig, facts: dict[str, Any]
-) -> None:
-    """All files of a prepared data set, the manifest last."""
-    manifest = Manifest(
-        left_out_rows=interactions.left_out,
-        source_users=_distinct(interactions.table, "user"),
-        source_items=_distinct(interactions.table, "item"),
-        source_interactions=len(interactions.table),
-        num_items=len(histories.item_ids),
-        user_interactions=config.user_interactions,
-        item_interactions=config.item_interactions,
-        id_rule=ID_RULE,
-        time_rule=time_rule(interactions.per_second),
-        tie_rule=TIE_RULE,
-        floored_times=interactions.floored_times,
-        catalog_bytes=write_catalog(histories, facts["split"], scratch),
-        shards=write_histories(histories, facts["split"], scratch),
-        **facts,
-    )
-    (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
 def _opened(folder: Path) -> PreparedData | None:

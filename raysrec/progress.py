@@ -1,4 +1,4 @@
-"""What a person sees of a training, and what is kept of it: a bar, `log.jsonl` and TensorBoard files.
+"""What a person sees of a training or a preparation, and what is kept of it: a bar, `log.jsonl` and TensorBoard files.
 
 Worker 0 sends events to a mailbox (a Ray actor); the driver takes them out, shows them and writes them down. The
 workers need no file system in common with the driver, and one bar stands for all of them. What lies in the mailbox
@@ -10,7 +10,8 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,34 @@ class _Lines:
             return
         self.last_s = event.get("elapsed_s", self.last_s)
         print(_line(event), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stage(name: str, total: int, *, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Show a stage of so many tasks while the block runs; what it gives is called when one is done.
+
+    Args:
+        name: Of the stage.
+        total: Its tasks.
+        say: Is told how far it is now and then, and at the end how long it took.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+    started = said = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, said
+        done += 1
+        bar.advance(task)
+        if not console.is_terminal and done < total and time.monotonic() > said + PLAIN_EVERY_S:
+            said = time.monotonic()
+            say(f"{name}: {done} of {total} tasks  left {_duration((said - started) * (total - done) / done)}")
+
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield advance
+    say(f"{name}: {total} tasks in {_duration(time.monotonic() - started)}")
 
 
 def shown_cutoff(names: Iterable[str]) -> int:

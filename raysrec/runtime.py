@@ -63,8 +63,13 @@ def in_cluster() -> bool:
 
 
 @contextmanager
-def ray_session(scale: ScaleConfig) -> Iterator[None]:
-    """A Ray to work in: the cluster this process was submitted to, or one that starts here and ends with the block."""
+def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
+    """A Ray to work in: the cluster this process was submitted to, or one that starts here and ends with the block.
+
+    Args:
+        scale: The workers that a Ray which starts here must have room for.
+        cpus: CPUs of a Ray which starts here; 0 has as many as the workers need, and some to spare.
+    """
     apply_settings()
     local = not in_cluster()
     if local:
@@ -80,7 +85,11 @@ def ray_session(scale: ScaleConfig) -> Iterator[None]:
         importlib.import_module(f"ray.{library}")
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
     environment = {name: os.environ[name] for name in [*SETTINGS, *LOCAL_SETTINGS] if name in os.environ}
-    ray.init(**_start_arguments(scale, local=local), runtime_env={"env_vars": environment}, logging_level=logging.ERROR)
+    ray.init(
+        **_start_arguments(scale, local=local, cpus=cpus),
+        runtime_env={"env_vars": environment},
+        logging_level=logging.ERROR,
+    )
     try:
         yield
     finally:
@@ -137,11 +146,11 @@ def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, c
     return scale.threads_per_worker or max(1, cores // (workers_here or scale.workers))
 
 
-def _start_arguments(scale: ScaleConfig, *, local: bool) -> dict[str, Any]:
+def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str, Any]:
     if not local:
         return {"address": "auto"}
     return {
-        "num_cpus": scale.workers + SPARE_CPUS,
+        "num_cpus": cpus or scale.workers + SPARE_CPUS,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         # Unix sockets live below this folder and their paths may have 107 characters at most.

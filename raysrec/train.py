@@ -37,7 +37,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     """
     _refuse_idle_workers(config)
     run = RunDirectory(config.run_directory)
-    data = prepare(config.data)
+    data = prepare(config.data, scale=config.scale)
     if not data.manifest.num_targets:
         raise RunError(
             f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "

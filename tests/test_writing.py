@@ -2,10 +2,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.config import DataConfig
+from raysrec.data.in_memory import make_histories
 from raysrec.data.sources import read
 from raysrec.data.splits import SplitRule
 from raysrec.data.writing import write_histories
-from raysrec.prepare import make_histories, prepare
+from raysrec.place import Place
+from raysrec.prepare import prepare
 
 
 def test_small_data_still_has_row_groups_to_deal_out(tmp_path):
@@ -20,9 +22,9 @@ def test_many_row_groups_are_spread_over_files(tmp_path, monkeypatch):
     monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 1)
     monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 300)
     config = DataConfig.model_validate({"synthetic": {"num_users": 150}})
-    histories, _ = make_histories(read(config), config)
+    histories, _, _ = make_histories(read(config), config)
     (tmp_path / "new").mkdir()
-    shards = write_histories(histories, SplitRule(), tmp_path / "new")
+    shards = write_histories(histories, SplitRule(), Place.of(tmp_path / "new"))
     assert [shard.file for shard in shards] == [f"histories/part-{number:05d}.parquet" for number in range(len(shards))]
     assert len(shards) > 2
     assert all(len(shard.row_groups) == 8 for shard in shards[:-1])

@@ -9,7 +9,8 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from raysrec.data.splits import HELD_OUT, IntArray, SplitRule
+from raysrec.data.splits import HELD_OUT, IntArray, SplitRule, in_first
+from raysrec.schema import date_of
 
 _FIRST, _LAST = -(2**63), 2**63 - 1
 """The ends of all times: where nothing has been met yet."""
@@ -144,6 +145,50 @@ class Counts:
                 f"leaked_{name}_targets": counts.leaked,
             }
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class ItemCounts:
+    """Of each item, at the index of its number; 0 for padding at index 0."""
+
+    interactions: IntArray
+    learned: IntArray
+    """Interactions that are learned from."""
+
+    @classmethod
+    def none(cls, num_items: int) -> "ItemCounts":
+        """Of no histories."""
+        return cls(*np.zeros((2, num_items + 1), np.int64))
+
+    @classmethod
+    def of(
+        cls, rule: SplitRule, offsets: IntArray, items: NDArray[np.integer], seconds: IntArray, num_items: int
+    ) -> "ItemCounts":
+        """Of whole histories; arguments as those of `Counts.of`, but for times in Unix seconds."""
+        learned = items[in_first(offsets, rule.positions(offsets, seconds).train)]
+        return cls(*(np.bincount(found, minlength=num_items + 1) for found in (items, learned)))
+
+    def __add__(self, other: "ItemCounts") -> "ItemCounts":
+        return ItemCounts(self.interactions + other.interactions, self.learned + other.learned)
+
+
+def refuse_empty(counts: Counts, rule: SplitRule, per_second: int) -> None:
+    """Data that cannot be learned from, validated on and tested on are no use under this split.
+
+    Raises:
+        ValueError: It is such data.
+    """
+    span = " to ".join(date_of(time // per_second) for time in (counts.first_time, counts.last_time))
+    for what, found in (
+        ("to learn from", counts.targets),
+        ("to validate on", counts.validation.users),
+        ("to test on", counts.test.users),
+    ):
+        if not found and rule.name == "temporal":
+            raise ValueError(
+                f"data.split: there is nothing {what} ({rule}); the interactions are of {span}, and a user's first is "
+                "never a target; move the moments, or raise the shares"
+            )
 
 
 def _same_as_before(offsets: IntArray, times: IntArray) -> NDArray[np.bool_]:

@@ -21,6 +21,10 @@ class SourceError(ValueError):
     """A source that cannot be read; the text names the file, the line, what came, what was expected and what to do."""
 
 
+class NoInteractions(SourceError):
+    """A file in which nothing is wrong, but nothing stands either."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source."""
@@ -41,6 +45,26 @@ class SourceFile:
     def open(self) -> pa.NativeFile:
         """Its content, decompressed where its name says so."""
         return self.filesystem.open_input_stream(self.path)
+
+    @property
+    def whole(self) -> "SourceFile":
+        """The file of which this may be a part (see `parts.py`)."""
+        return self
+
+    @property
+    def is_beginning(self) -> bool:
+        """Does it begin where the file does, so that a header stands in it?"""
+        return True
+
+    @property
+    def lines_before(self) -> int:
+        """Lines of the file above this part of it."""
+        return 0
+
+    @property
+    def row_groups(self) -> range | None:
+        """Parquet: which row groups of the file it is; None for all."""
+        return None
 
 
 def plain_name(path: str) -> str:

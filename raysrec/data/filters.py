@@ -38,8 +38,8 @@ def keep_intervals(
     user_counts, item_counts = _counts(user_codes), _counts(item_codes)
     rounds = 0
     while True:
-        dropped = _outside(user_counts, users)[user_codes]
-        dropped |= _outside(item_counts, items)[item_codes]
+        dropped = outside(user_counts, users)[user_codes]
+        dropped |= outside(item_counts, items)[item_codes]
         dropped &= kept
         if not dropped.any():
             return kept, rounds
@@ -49,7 +49,8 @@ def keep_intervals(
         item_counts -= _counts(item_codes[dropped], len(item_counts))
 
 
-def _outside(counts: NDArray[np.int64], allowed: Interval) -> NDArray[np.bool_]:
+def outside(counts: NDArray[np.int64], allowed: Interval) -> NDArray[np.bool_]:
+    """Which counts the interval does not allow."""
     return (counts < allowed.low) | (counts > allowed.high)
 
 

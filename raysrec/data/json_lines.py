@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from raysrec.data.files import SourceError, SourceFile, in_words
+from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import (
     INTERACTIONS_SCHEMA,
@@ -36,7 +36,7 @@ def read_json_lines(file: SourceFile, layout: Layout) -> Part:
             none), or one lacks a field or holds an empty id or a time that is no number.
     """
     with in_words(file):
-        kinds = _kinds_of_first_line(file, layout)
+        kinds = _kinds_of_first_line(file.whole, layout)
     try:
         with in_words(file):
             try:
@@ -103,7 +103,7 @@ def _kinds_of_first_line(file: SourceFile, layout: Layout) -> dict[str, pa.DataT
             if fault:
                 raise SourceError(f"{file}: line {number}: {fault}")
             return {name: _kind(row[name]) for name in (*layout.columns, *dict(layout.where))}
-    raise SourceError(f"{file}: has no interactions; expected a JSON object a line")
+    raise NoInteractions(f"{file}: has no interactions; expected a JSON object a line")
 
 
 def _kind(value: Any) -> pa.DataType:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from raysrec.data.files import SourceError, SourceFile, in_words
+from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import LAYOUTS, Layout
 from raysrec.data.interactions import ID, INTERACTIONS_SCHEMA, Part, has_empty
 from raysrec.data.text import fault_of_time, numbered_lines
@@ -104,7 +104,7 @@ def _raise_first_fault(file: SourceFile) -> None:
                 raise SourceError(f"{file}: line {number}: {fault}: {text[:80]!r}; mend or delete the line")
             movie, ratings = movie or is_movie, ratings + (not is_movie)
     if not ratings:
-        raise SourceError(f"{file}: has no interactions; expected a line such as 1: and below it user,rating,date")
+        raise NoInteractions(f"{file}: has no interactions; expected a line such as 1: and below it user,rating,date")
 
 
 def _fault_of_rating(text: str) -> str | None:

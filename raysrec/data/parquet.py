@@ -35,7 +35,7 @@ def read_parquet(file: SourceFile, layout: Layout) -> Part:
             raise SourceError(f"{file}: {fault}") from None
         numbers = pa.table({"row": np.arange(1, len(raw) + 1)})
         rows = keep_rows(numbers, where, dict(layout.where)).column("row").to_numpy()
-        row = (rows if lengths is None else np.repeat(rows, lengths))[fault.position]
+        row = _rows_before(file) + (rows if lengths is None else np.repeat(rows, lengths))[fault.position]
         raise SourceError(f"{file}: {fault} (row {row})") from None
     except pa.ArrowException as error:
         raise SourceError(f"{file}: {error}") from error
@@ -53,16 +53,24 @@ class _Fault(Exception):
 def _columns(file: SourceFile, names: list[str]) -> pa.Table:
     with in_words(file):
         try:
-            present = pq.read_schema(file.path, filesystem=file.filesystem).names
+            opened = pq.ParquetFile(file.path, filesystem=file.filesystem)
+            present = opened.schema_arrow.names
             fault = fault_of_columns(names, present)
             if fault:
                 raise SourceError(f"{file}: {fault}")
             twice = next((name for name in names if present.count(name) > 1), None)
             if twice:
                 raise SourceError(f"{file}: there are several columns {twice}; rename all but one")
-            return pq.ParquetFile(file.path, filesystem=file.filesystem).read(columns=names).select(names)
+            return opened.read_row_groups(file.row_groups or range(opened.num_row_groups), columns=names).select(names)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise SourceError(f"{file}: is no whole Parquet file ({error})") from error
+
+
+def _rows_before(file: SourceFile) -> int:
+    """Rows of the file above those of this block of it."""
+    groups = range(file.row_groups.start if file.row_groups else 0)
+    footer = pq.read_metadata(file.path, filesystem=file.filesystem)
+    return sum(footer.row_group(group).num_rows for group in groups)
 
 
 def _lengths(raw: pa.Table) -> IntArray | None:

@@ -32,11 +32,10 @@ def read(config: DataConfig) -> Interactions:
         return Interactions.of(synthesize(config.synthetic), 0)
     files = source_files(config)
     layouts = [layout_of(config, kind, file) for file in files]
-    parts = [_read_file(file, layout) for file, layout in zip(files, layouts, strict=True)]
+    parts = [read_file(file, layout) for file, layout in zip(files, layouts, strict=True)]
     table = pa.concat_tables([part.table for part in parts])
     if not len(table):
-        kept = f" in which {' and '.join(f'{name} is {text}' for name, text in config.where.items())}"
-        raise SourceError(f"data.source={config.source}: has no interactions{kept if config.where else ''}")
+        raise nothing_read(config)
     floored_times, left_out = (sum(getattr(part, name) for part in parts) for name in ("floored_times", "left_out"))
     return Interactions.of(table, floored_times, PER_SECOND[layouts[0].unit], left_out)
 
@@ -62,5 +61,16 @@ def source_files(config: DataConfig) -> list[SourceFile]:
     return [file for files in found for file in files]
 
 
-def _read_file(file: SourceFile, layout: Layout) -> Part:
+def nothing_read(config: DataConfig) -> SourceError:
+    """The error where no file holds an interaction that is asked for."""
+    kept = f" in which {' and '.join(f'{name} is {text}' for name, text in config.where.items())}"
+    return SourceError(f"data.source={config.source}: has no interactions{kept if config.where else ''}")
+
+
+def read_file(file: SourceFile, layout: Layout) -> Part:
+    """Every interaction of a file, or of a block of one.
+
+    Raises:
+        SourceError: It is missing, empty, not in its format, or holds an empty id or a time that is no number.
+    """
     return _READERS[layout.reader](file, layout)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from raysrec.data.files import SourceError, SourceFile, in_words
+from raysrec.data.files import NoInteractions, SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import ID, Part, dates_as_seconds, fault_of_columns, floor_times, has_empty, keep_rows
 
@@ -34,7 +34,7 @@ def read_text(file: SourceFile, layout: Layout) -> Part:
             is no number (or no date, where the layout has dates).
     """
     with in_words(file):
-        names = layout.names or _header(file, layout)
+        names = layout.names or _header(file.whole, layout)
     fault = fault_of_columns([*layout.columns, *dict(layout.where)], names)
     if fault:
         raise SourceError(f"{file}: line 1: {fault}")
@@ -82,7 +82,7 @@ def _arrow_table(
         table = pacsv.read_csv(
             pa.PythonFile(counted, "r") if layout.quoted else stream,
             read_options=pacsv.ReadOptions(
-                column_names=all_names, skip_rows=0 if layout.names else 1, block_size=BLOCK_BYTES
+                column_names=all_names, skip_rows=_header_lines(file, layout), block_size=BLOCK_BYTES
             ),
             parse_options=pacsv.ParseOptions(delimiter=layout.separator[0], quote_char='"' if layout.quoted else False),
             convert_options=pacsv.ConvertOptions(
@@ -92,10 +92,14 @@ def _arrow_table(
                 strings_can_be_null=False,
             ),
         )
-    if layout.quoted and len(table) != counted.lines - (0 if layout.names else 1):
+    if layout.quoted and len(table) != counted.lines - _header_lines(file, layout):
         raise pa.ArrowInvalid(_OPEN_QUOTE)
     kept = keep_rows(table.select(list(layout.columns)), {name: table.column(name) for name in where}, where)
     return kept.rename_columns(["user", "item", "time"]), len(table) - len(kept)
+
+
+def _header_lines(file: SourceFile, layout: Layout) -> int:
+    return 0 if layout.names or not file.is_beginning else 1
 
 
 def _header(file: SourceFile, layout: Layout) -> tuple[str, ...]:
@@ -117,13 +121,13 @@ def _raise_first_fault(file: SourceFile, layout: Layout, names: tuple[str, ...])
     """Raise about the first line that is wrong, or about there being none, if reading line by line finds that."""
     places = [names.index(column) for column in layout.columns]
     found = 0
-    for number, line in itertools.islice(numbered_lines(file), 0 if layout.names else 1, None):
+    for number, line in itertools.islice(numbered_lines(file), _header_lines(file, layout), None):
         fault = _fault_of_line(line, layout, names, places) if line else None
         if fault:
             raise SourceError(f"{file}: line {number}: {fault}")
         found += bool(line)
     if not found:
-        raise SourceError(f"{file}: has no interactions; expected one a line, separated by {layout.separator!r}")
+        raise NoInteractions(f"{file}: has no interactions; expected one a line, separated by {layout.separator!r}")
 
 
 def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: list[int]) -> str | None:
@@ -204,7 +208,7 @@ class _CountedLines:
 def numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
     """Numbered lines without their ends."""
     with file.open() as stream:
-        for number, line in enumerate(io.BufferedReader(stream), start=1):
+        for number, line in enumerate(io.BufferedReader(stream), start=file.lines_before + 1):
             yield number, line.rstrip(b"\r\n")
 
 

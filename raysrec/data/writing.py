@@ -1,123 +1,137 @@
-"""Histories in memory, and how they are written: in row groups of a size to be dealt out, with the catalogue of items.
+"""How histories are written: in row groups of a size to be dealt out, with the catalogue of items and the manifest.
 
 The layout of what is written stands in `catalog.py`; how it is read again in `reading.py`.
 """
 
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from raysrec.data.catalog import CATALOG_SCHEMA, HISTORY_SCHEMA, RowGroupSize, Shard
-from raysrec.data.counts import Counts
-from raysrec.data.splits import SplitRule, in_first
+from raysrec.config import DataConfig
+from raysrec.data.catalog import CATALOG_SCHEMA, HISTORY_SCHEMA, Manifest, RowGroupSize, Shard
+from raysrec.data.counts import Counts, ItemCounts
+from raysrec.data.histories import Histories, cut_users
+from raysrec.data.interactions import time_rule
+from raysrec.data.splits import IntArray, SplitRule
+from raysrec.place import Place
 
 ROW_GROUPS = 64
 """Row groups that data of ordinary size are cut into, and at most so many lie in one file."""
 SMALLEST_ROW_GROUP, LARGEST_ROW_GROUP = 1 << 10, 1 << 20
 """Interactions in a row group: a 64th of the data within these bounds, so that small data, too, can be dealt out."""
 
+ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
+TIE_RULE = "interactions of a user at the same time keep the order of the source"
+
 
 @dataclass(frozen=True)
-class Histories:
-    """All users' histories end to end, in memory, as they are written."""
+class Written:
+    """What was read, what was made of it, and the files that were written: what is new in a manifest."""
 
-    user_ids: pa.Array
-    """External ids of users 1..M, in order."""
-    item_ids: pa.Array
-    """External ids of items 1..N, in order."""
-    offsets: NDArray[np.int64]
-    """Where each user's history starts in `items` and `times`, and where the last one ends: M + 1 numbers."""
-    items: NDArray[np.int32]
-    """Item numbers 1..N, oldest first within a user."""
-    times: NDArray[np.int64]
-    """Unix time of each of `items`, as the source counts it."""
-    per_second: int = 1
-    """How much of `times` is a second; seconds are written."""
-
-    def parts(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]]:
-        """Offsets from 0, items and times of the users of each row group."""
-        for first, last in itertools.pairwise(_cut_row_groups(self.offsets)):
-            begin, end = self.offsets[first], self.offsets[last]
-            yield self.offsets[first : last + 1] - begin, self.items[begin:end], self.times[begin:end]
-
-    def seconds(self) -> Iterator[NDArray[np.int64]]:
-        """Unix seconds of the interactions of each row group."""
-        return (self.in_seconds(times) for _, _, times in self.parts())
-
-    def in_seconds(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Some of the times as they are written."""
-        return times if self.per_second == 1 else times // self.per_second
+    left_out_rows: int
+    source_users: int
+    source_items: int
+    source_interactions: int
+    floored_times: int
+    per_second: int
+    """How much of a time of the source is a second."""
+    filter_rounds: int
+    num_items: int
+    split: SplitRule
+    counts: Counts
+    shards: tuple[Shard, ...]
+    catalog_bytes: int
 
 
-def write_histories(histories: Histories, rule: SplitRule, directory: Path) -> tuple[Shard, ...]:
-    """Write `histories/*.parquet` under the directory, whole users in each row group.
+def write_histories(histories: Histories, rule: SplitRule, directory: Place) -> tuple[Shard, ...]:
+    """Write `histories/*.parquet` under the directory, whole users in each row group."""
+    make_room(directory)
+    return tuple(
+        write_shard((history_table(histories, *span) for span in spans), rule, directory, number)
+        for number, spans in enumerate(spans_of_shards(histories.offsets))
+    )
+
+
+def make_room(directory: Place) -> None:
+    """Make the folder in which `write_shard` writes."""
+    histories = directory / "histories"
+    histories.filesystem.create_dir(histories.path)
+
+
+def spans_of_shards(offsets: IntArray) -> list[list[tuple[int, int]]]:
+    """For each file its row groups, each the users `first` to `last` - 1, counted from 0.
 
     A row group is closed by the user who brings it over its share of interactions, a 64th of the data within
     `SMALLEST_ROW_GROUP` and `LARGEST_ROW_GROUP`; so it exceeds the share by less than one history.
+
+    Args:
+        offsets: Where each user's history starts among all interactions, and where the last one ends.
     """
-    (directory / "histories").mkdir()
-    cuts = _cut_row_groups(histories.offsets)
-    spans = list(itertools.pairwise(cuts))
-    shards = []
-    for number, start in enumerate(range(0, len(spans), ROW_GROUPS)):
-        file = f"histories/part-{number:05d}.parquet"
-        sizes = _write_file(histories, rule, directory / file, spans[start : start + ROW_GROUPS])
-        shards.append(Shard(file=file, bytes=(directory / file).stat().st_size, row_groups=sizes))
-    return tuple(shards)
-
-
-def count_histories(histories: Histories, rule: SplitRule) -> Counts:
-    """What the manifest says of these histories, split by this rule."""
-    per_second = histories.per_second
-    return sum((Counts.of(rule, *part, per_second=per_second) for part in histories.parts()), Counts())
-
-
-def write_catalog(histories: Histories, rule: SplitRule, directory: Path) -> int:
-    """Write `catalog.parquet` (each item's number, external id and counts), and return its size in bytes."""
-    size = len(histories.item_ids) + 1
-    counts, train_counts = np.zeros((2, size), np.int64)
-    for offsets, items, times in histories.parts():
-        train = rule.positions(offsets, histories.in_seconds(times)).train
-        counts += np.bincount(items, minlength=size)
-        train_counts += np.bincount(items[in_first(offsets, train)], minlength=size)
-    columns = [np.arange(1, size, dtype=np.int32), histories.item_ids, counts[1:], train_counts[1:]]
-    path = directory / "catalog.parquet"
-    pq.write_table(pa.table(columns, schema=CATALOG_SCHEMA), path, compression="zstd")
-    return path.stat().st_size
-
-
-def _cut_row_groups(offsets: NDArray[np.int64]) -> list[int]:
-    """The users at which row groups start, and the number of users."""
     share = min(max(math.ceil(offsets[-1] / ROW_GROUPS), SMALLEST_ROW_GROUP), LARGEST_ROW_GROUP)
-    starts = np.flatnonzero(np.diff(offsets[:-1] // share, prepend=-1))
-    return [*starts.tolist(), len(offsets) - 1]
+    spans = cut_users(offsets, share)
+    return [spans[start : start + ROW_GROUPS] for start in range(0, len(spans), ROW_GROUPS)]
 
 
-def _write_file(
-    histories: Histories, rule: SplitRule, path: Path, spans: list[tuple[int, int]]
-) -> tuple[RowGroupSize, ...]:
+def history_table(histories: Histories, first: int, last: int) -> pa.Table:
+    """The rows of the histories from index `first` to `last` - 1."""
+    begin, end = int(histories.offsets[first]), int(histories.offsets[last])
+    starts = pa.array((histories.offsets[first : last + 1] - begin).astype(np.int32))
+    columns = [
+        pa.array(histories.users[first:last]),
+        histories.user_ids.slice(first, last - first),
+        pa.ListArray.from_arrays(starts, pa.array(histories.items[begin:end])),
+        pa.ListArray.from_arrays(starts, pa.array(histories.in_seconds(histories.times[begin:end]))),
+    ]
+    return pa.table(columns, schema=HISTORY_SCHEMA)
+
+
+def write_shard(tables: Iterable[pa.Table], rule: SplitRule, directory: Place, number: int) -> Shard:
+    """Write one file of histories under the directory, a row group for each table of `history_table`."""
+    file = f"histories/part-{number:05d}.parquet"
+    place = directory / file
     sizes = []
-    with pq.ParquetWriter(path, HISTORY_SCHEMA, compression="zstd") as writer:
-        for first, last in spans:
-            begin, end = int(histories.offsets[first]), int(histories.offsets[last])
-            offsets = histories.offsets[first : last + 1] - begin
-            seconds = histories.in_seconds(histories.times[begin:end])
-            starts = pa.array(offsets.astype(np.int32))
-            columns = [
-                pa.array(np.arange(first + 1, last + 1, dtype=np.int64)),
-                histories.user_ids.slice(first, last - first),
-                pa.ListArray.from_arrays(starts, pa.array(histories.items[begin:end])),
-                pa.ListArray.from_arrays(starts, pa.array(seconds)),
-            ]
-            table = pa.table(columns, schema=HISTORY_SCHEMA)
+    with pq.ParquetWriter(place.path, HISTORY_SCHEMA, filesystem=place.filesystem, compression="zstd") as writer:
+        for table in tables:
             writer.write_table(table, row_group_size=len(table))
-            learned = None if rule.name == "leave_one_out" else int(rule.positions(offsets, seconds).train.sum())
-            sizes.append(RowGroupSize(users=last - first, interactions=end - begin, learned=learned))
-    return tuple(sizes)
+            sizes.append(_size_of(table, rule))
+    return Shard(file=file, bytes=place.size or 0, row_groups=tuple(sizes))
+
+
+def write_catalog(item_ids: pa.Array, counts: ItemCounts, directory: Place) -> int:
+    """Write `catalog.parquet` (each item's number, external id and counts), and return its size in bytes."""
+    numbers = np.arange(1, len(item_ids) + 1, dtype=np.int32)
+    table = pa.table([numbers, item_ids, counts.interactions[1:], counts.learned[1:]], schema=CATALOG_SCHEMA)
+    place = directory / "catalog.parquet"
+    pq.write_table(table, place.path, filesystem=place.filesystem, compression="zstd")
+    return place.size or 0
+
+
+def write_manifest(written: Written, config: DataConfig, facts: dict[str, Any], directory: Place) -> None:
+    """Write `manifest.json`, the last file: it says that the others are whole."""
+    given = {name: value for name, value in vars(written).items() if name not in ("per_second", "counts")}
+    manifest = Manifest(
+        user_interactions=config.user_interactions,
+        item_interactions=config.item_interactions,
+        id_rule=ID_RULE,
+        time_rule=time_rule(written.per_second),
+        tie_rule=TIE_RULE,
+        **written.counts.for_manifest(written.per_second),
+        **given,
+        **facts,
+    )
+    (directory / "manifest.json").write((manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def _size_of(table: pa.Table, rule: SplitRule) -> RowGroupSize:
+    (times,) = table.column("times").chunks
+    offsets = times.offsets.to_numpy().astype(np.int64)
+    size = RowGroupSize(users=len(table), interactions=int(offsets[-1] - offsets[0]))
+    if rule.name == "leave_one_out":
+        return size
+    train = rule.positions(offsets - offsets[0], times.flatten().to_numpy()).train
+    return size.model_copy(update={"learned": int(train.sum())})

@@ -25,6 +25,6 @@ can be made anywhere, in any order.
 
 from raysrec.data.synthetic.best import best_ndcg
 from raysrec.data.synthetic.walk import blocks, synthesize, synthesize_block
-from raysrec.data.synthetic.world import VERSION, settings_json
+from raysrec.data.synthetic.world import VERSION, settings_json, sizes
 
-__all__ = ["VERSION", "best_ndcg", "blocks", "settings_json", "synthesize", "synthesize_block"]
+__all__ = ["VERSION", "best_ndcg", "blocks", "settings_json", "sizes", "synthesize", "synthesize_block"]
