@@ -25,6 +25,7 @@ from raysrec.data.interactions import Interactions, time_rule
 from raysrec.data.publishing import appearing_whole
 from raysrec.data.sources import read
 from raysrec.data.writing import Histories, write_catalog, write_histories
+from raysrec.place import Place
 
 ID_RULE = "users 1..M and items 1..N by first appearance among the interactions kept, in the order of the source"
 TIE_RULE = "interactions of a user at the same time keep the order of the source"
@@ -41,11 +42,12 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] = log.info) -
 
     Raises:
         SourceError: The source cannot be read.
+        PlaceError: What is prepared is to be kept in a store that fails, or has no such bucket.
         ValueError: Nothing is left after filtering.
     """
     stamp, source = stamp_of(config), hash_source(config)
     fingerprint = fingerprint_of(config, source)
-    folder = Path(config.prepared) / fingerprint
+    folder = Place.of(config.prepared) / fingerprint
     if found := _opened(folder):
         progress(f"reusing {folder}")
         return found
@@ -68,7 +70,7 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
     Raises:
         SourceError: There is no such source.
     """
-    return _opened(Path(config.prepared) / fingerprint_of(config, hash_source(config)))
+    return _opened(Place.of(config.prepared) / fingerprint_of(config, hash_source(config)))
 
 
 def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, int]:
@@ -187,7 +189,7 @@ def _write(
     (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
 
 
-def _opened(folder: Path) -> PreparedData | None:
+def _opened(folder: Place) -> PreparedData | None:
     """The data set in this folder, if it is there and can be used as it is."""
     if not folder.exists():
         return None

@@ -27,6 +27,7 @@ from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
+from raysrec.place import Place
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METRICS = ("hr@10", "ndcg@10", "mrr@10")
@@ -49,7 +50,7 @@ class Job:
     @property
     def run(self) -> RunDirectory:
         """Where it is kept."""
-        return RunDirectory(Path(self.arguments.root) / self.name)
+        return RunDirectory(Place.of(self.arguments.root) / self.name)
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ def train_all(arguments: argparse.Namespace) -> list[str]:
             print("the budget is spent; the same command goes on", flush=True)
             break
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {' '.join(job.command())}", flush=True)
-        log = Path(arguments.root) / f"{job.name}.log"
+        log = Place.of(arguments.root).local / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         code = run_for(job.command(), left, log)
         if code and time.monotonic() < ends:

@@ -25,11 +25,11 @@ def read_parquet(file: SourceFile, layout: Layout) -> tuple[pa.Table, int]:
     names = list(dict.fromkeys([*layout.columns, *dict(layout.where)]))
     with in_words(file):
         try:
-            present = pq.read_schema(file.path, filesystem=file.filesystem).names
-            fault = fault_of_columns(names, present)
-            if fault:
-                raise SourceError(f"{file}: {fault}")
-            raw = pq.ParquetFile(file.path, filesystem=file.filesystem).read(columns=names)
+            with pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=not file.place.is_local) as opened:
+                fault = fault_of_columns(names, opened.schema_arrow.names)
+                if fault:
+                    raise SourceError(f"{file}: {fault}")
+                raw = opened.read(columns=names)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{file}: is no whole Parquet file ({error})") from error
     where = {name: raw.column(name) for name in dict(layout.where)}
