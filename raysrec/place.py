@@ -23,8 +23,8 @@ __all__ = ["AnyPath", "Place", "PlaceError", "in_words"]
 AnyPath = str | os.PathLike[str]
 """A path or a URI as text, a path of this machine, or a Place."""
 
-READ_AHEAD_BYTES = 1 << 23
-"""What one request of a store brings when a file is read from its beginning: the first answer takes most of the time."""
+AT_ONCE_BYTES = 1 << 23
+"""What one request brings of a file that is read from its beginning: the first byte takes longest."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Place:
         if self.is_local:
             return info.size, info.mtime_ns, ""
         with in_words(self), self.filesystem.open_input_file(self.path) as file:
-            return info.size, info.mtime_ns, (file.metadata() or {}).get(b"ETag", b"").decode()
+            return info.size, info.mtime_ns, (file.metadata() or {}).get("ETag", b"").decode()
 
     def below(self, *, recursive: bool = True) -> list[fs.FileInfo]:
         """Every file and folder in a folder, and in those below it; none if there is no such folder."""
@@ -149,7 +149,7 @@ class Place:
     def open(self) -> pa.NativeFile:
         """The file, to be read from its beginning, as it lies there."""
         with in_words(self):
-            ahead = None if self.is_local else READ_AHEAD_BYTES
+            ahead = None if self.is_local else AT_ONCE_BYTES
             return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=ahead)
 
     def read_bytes(self) -> bytes:
@@ -194,14 +194,21 @@ class Place:
             yield self.local
             return
         with tempfile.TemporaryDirectory(prefix="raysrec-") as folder:
-            with in_words(self):
-                fs.copy_files(self.path, str(Path(folder) / self.name), self.filesystem, fs.LocalFileSystem())
+            with in_words(self), self.open() as stream, (Path(folder) / self.name).open("wb") as copy:
+                shutil.copyfileobj(stream, copy, AT_ONCE_BYTES)
             yield Path(folder) / self.name
 
     def upload(self, file: Path) -> None:
         """Copy a file of this machine here; it appears when all of it is there."""
+        # pyarrow's copy_files does not tell when a store refuses what was sent to it.
         with in_words(self):
-            fs.copy_files(str(file), self.path, fs.LocalFileSystem(), self.filesystem)
+            try:
+                with file.open("rb") as source, self.filesystem.open_output_stream(self.path, compression=None) as sink:
+                    shutil.copyfileobj(source, sink, AT_ONCE_BYTES)
+            except BaseException:
+                with suppress(OSError):  # closing the stream may have made a file of what was sent until then
+                    self.filesystem.delete_file(self.path)
+                raise
 
     def delete(self) -> None:
         """Remove a file, or a folder with all that lies in it, if it is there."""

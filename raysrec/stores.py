@@ -88,7 +88,7 @@ def parse(uri: str) -> Address:
             _refuse_credentials(scheme)
         known = f"; known: {', '.join(OPTIONS[scheme]) or 'none'}"
         raise PlaceError(f"{scheme}://{path}: {name} is not an option{_nearest(name, OPTIONS[scheme])}{known}")
-    if scheme != "file" and not address.path:
+    if scheme != "file" and not rest.partition("/")[0]:
         raise PlaceError(f"{uri}: names no bucket; write {scheme}://bucket/folder")
     return address
 
@@ -182,12 +182,12 @@ def _number(given: dict[str, str], name: str) -> float:
 
 
 def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_credentials(scheme: str) -> NoReturn:
     raise PlaceError(
-        f"{scheme}://…: the URI holds credentials, and it would be logged and saved with every run; take them out of it, "
+        f"{scheme}://…: the URI holds credentials, and it would be logged and saved with every run; take them out, "
         "and give them in the environment or in the store's own files"
     )

@@ -93,6 +93,7 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
         train_loop_config={
             "config": config.model_dump_json(),
             "prepared": str(data.directory.absolute()),
+            "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
         },
         # Counts are exchanged on the CPU and gradients where they are.

@@ -2,7 +2,6 @@
 
 import http.client
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,14 +50,39 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Condition = field(default_factory=threading.Condition)
+    _answering: int = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """While the block runs, a request is being answered."""
+        with self._lock:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._answering -= 1
+                self._lock.notify_all()
+
+    def clear(self) -> None:
+        """Forget the requests so far."""
+        self._settle()
+        self.requests.clear()
+
+    def _settle(self) -> None:
+        """A client may have all of an answer before it is counted."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._answering, timeout=10)
 
     def bytes_read(self, part: str = "") -> int:
         """Bytes of all GET answers for keys that contain this."""
+        self._settle()
         return sum(request.sent for request in self.requests if request.method == "GET" and part in request.key)
 
     def count(self, method: str, part: str = "") -> int:
         """Requests of this method for keys that contain this."""
+        self._settle()
         return sum(request.method == method and part in request.key for request in self.requests)
 
     def take_fault(self, method: str, key: str) -> Fault | None:
@@ -99,6 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
+        with self.proxy.answering():
+            self._answer_and_count()
+
+    def _answer_and_count(self) -> None:
         key = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.proxy.take_fault(self.command, key) or Fault(0)
@@ -121,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.proxy.requests.append(Request(self.command, key, status, sent))
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _answer
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         server = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream)

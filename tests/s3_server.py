@@ -1,7 +1,7 @@
 """A real S3 server for tests: Ceph's gateway over a store that lives in memory, started and stopped within seconds.
 
-`apt-get install --no-install-recommends radosgw ceph-mon ceph-osd` brings it. All processes listen on this machine only,
-are children of the one that starts them, and die with it.
+`apt-get install --no-install-recommends radosgw ceph-mon ceph-osd` brings it. All listen on this machine only, are
+children of the process that starts them, and die with it.
 """
 
 import os
@@ -119,7 +119,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
     with ExitStack() as daemons:
 
         def start(*command: str) -> None:
-            # -f stays in the foreground, so that it is a child; setpriv lets it die with this process, however that ends.
+            # -f keeps it in the foreground, a child; setpriv lets it die with this process, however that ends.
             command = ("setpriv", "--pdeathsig", "KILL", command[0], "-f", "-c", "ceph.conf", *command[1:])
             process = subprocess.Popen(command, **_SETTINGS | {"stderr": subprocess.DEVNULL}, cwd=folder)
             daemons.callback(process.wait)

@@ -101,12 +101,11 @@ def _upload(scratch: Path, folder: Place, is_whole: Callable[[Place], bool]) -> 
     Two that send the same at the same time send the same bytes, and a store swaps a file at once; the slower one stops
     as soon as the faster one's folder is whole.
     """
-    is_broken = (folder / LAST).exists() and not is_whole(folder)
-    if is_broken:
+    if (folder / LAST).exists() and not is_whole(folder):
         (folder / LAST).delete()
     sizes = {path.relative_to(scratch).as_posix(): path.stat().st_size for path in scratch.rglob("*") if path.is_file()}
     for name in sorted(sizes, key=lambda name: (name == LAST, name)):
-        if is_whole(folder):
+        if (folder / LAST).exists() and is_whole(folder):
             return
         if name == LAST:
             _refuse_differences(folder, sizes)
