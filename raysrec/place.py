@@ -205,9 +205,10 @@ class Place:
             try:
                 with file.open("rb") as source, self.filesystem.open_output_stream(self.path, compression=None) as sink:
                     shutil.copyfileobj(source, sink, AT_ONCE_BYTES)
-            except BaseException:
-                with suppress(OSError):  # closing the stream may have made a file of what was sent until then
-                    self.filesystem.delete_file(self.path)
+            except BaseException as error:
+                if not (isinstance(error, OSError) and failure_of(error, {})):
+                    with suppress(OSError):  # closing the stream has made a file of what was sent until then
+                        self.filesystem.delete_file(self.path)
                 raise
 
     def delete(self) -> None:

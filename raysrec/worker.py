@@ -141,7 +141,7 @@ def _save(engine: Engine, state: TrainingState, best: Weights, worker: int, chec
 
 
 def _upload(checkpoints: Place, checkpoint: Any, name: str) -> Any:
-    """A checkpoint of this machine, copied into a store; Ray Train's own way does not tell when the store refuses it."""
+    """Copy a checkpoint into a store; Ray Train's own way does not tell when the store refuses it."""
     import ray.train
 
     for file in Path(checkpoint.path).rglob("*"):

@@ -136,7 +136,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
         start("radosgw", "-n", "client.rgw")
         keys = ("--access-key", server.access_key, "--secret-key", server.secret_key)
         run("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=test", "--display-name=test", *keys)
-        _wait_for(port)
+        wait_for(port)
         client = fs.S3FileSystem(
             access_key=server.access_key,
             secret_key=server.secret_key,
@@ -158,7 +158,8 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Return when somebody listens on this port of this machine."""
     deadline = time.monotonic() + START_S
     while True:
         try:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from pydantic import ValidationError
 
+from raysrec.command_line import ConfigError, nest, overlay, validate
+from raysrec.config import RunConfig
 from raysrec.place import Place, PlaceError
 from raysrec.stores import DEFAULTS, OPTIONS, failure_of, parse
 
@@ -75,6 +78,18 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
         Place.of(uri)
     assert "hunter2" not in str(error.value)
     assert "AKIA" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["data.source", "data.prepared", "storage.root"])
+def test_credentials_in_a_setting_are_refused_and_not_repeated(key):
+    settings = overlay({"model": {"name": "recgrela"}}, nest(key, "s3://AKIA123:hunter2@bucket/a"))
+    with pytest.raises(ConfigError, match=f"{key}: s3://…: the URI holds credentials") as error:
+        validate(settings)
+    with pytest.raises(ValidationError) as raw:
+        RunConfig.model_validate(settings)
+    for text in (str(error.value), str(raw.value)):
+        assert "hunter2" not in text
+        assert "AKIA" not in text
 
 
 @pytest.mark.parametrize(

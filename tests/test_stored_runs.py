@@ -12,10 +12,14 @@ from s3_proxy import Fault
 from test_resume import kill_when
 
 from raysrec.checkpoint import RunDirectory
-from raysrec.command_line import overlay
+from raysrec.command_line import overlay, validate
+from raysrec.data.loader import epoch_steps
+from raysrec.data.reading import read_with_ray
 from raysrec.place import Place
+from raysrec.prepare import prepare
+from raysrec.runtime import ray_session
 
-pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SETTINGS = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 3},
@@ -44,7 +48,7 @@ def machine(tmp_path_factory):
 def say(machine, *arguments, verb="train", **options):
     folder, _, environment = machine
     command = [sys.executable, "-m", f"raysrec.{verb}", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, **options)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, **options)
 
 
 def find(secret, folder):
@@ -63,7 +67,7 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     command = [sys.executable, "-m", "raysrec.train", "--config", "run.yaml"]
     log = (tmp_path / "first.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stdout=log, stderr=log)
-    kill_when(process, (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file, within_s=200)
+    kill_when(process, (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file, within_s=500)
     assert not run.metrics_file.is_file()
     assert find(s3_server.secret_key, sessions) == []
     assert find(s3_server.secret_key, folder) == []
@@ -79,16 +83,10 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     assert {info.base_name for info in run.path.below(recursive=False)} == expected | {"metrics.json"}
     metrics = json.loads(run.metrics_file.read_text())
 
-    here = machine(overlay(SETTINGS, {"storage": {"root": "runs", "name": "one"}}))
-    whole = say(here, "--config", "run.yaml")
-    assert whole.returncode == 0, whole.stderr
-    assert json.loads((here[0] / "runs/one/metrics.json").read_text())["splits"] == metrics["splits"]
-
     third = machine(settings)
-    for name in (f"{s3}/runs/one", f"{s3}/runs/*"):
-        table = say(third, name, verb="report")
-        assert table.returncode == 0, table.stderr
-        assert table.stdout in done.stdout
+    table = say(third, f"{s3}/runs/*", verb="report")
+    assert table.returncode == 0, table.stderr
+    assert table.stdout in done.stdout
     again = say(third, f"{s3}/runs/one", "scale.workers=1", verb="evaluate")
     assert again.returncode == 0, again.stderr
     assert json.loads(run.metrics_file.read_text())["splits"] == metrics["splits"]
@@ -104,6 +102,24 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
 
 def events(run):
     return [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_workers(s3, proxy, monkeypatch):
+    monkeypatch.setattr("raysrec.data.reading.READ_INTERACTIONS", 100_000)
+    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
+    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
+    synthetic = {"synthetic": {"num_users": 20_000, "num_items": 3_000, "mean_length": 60}}
+    config = validate(overlay(SETTINGS, {"data": {**synthetic, "num_streams": 4, "prepared": f"{s3}/prepared"}}))
+    data = prepare(config.data)
+    size = sum(shard.bytes for shard in data.manifest.shards)
+    with ray_session(config.scale):
+        for epoch, most in ((0, 1.05), (1, 1.0)):
+            proxy.clear()
+            for worker in range(2):
+                found = epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=2)
+                assert sum(1 for _ in found) > 10
+            assert 0.5 < proxy.bytes_read("part-") / size <= most
+            assert proxy.count("GET", "part-") <= 2 * len(data.row_groups())
 
 
 @pytest.mark.parametrize(("part", "method"), [("best.safetensors", "PUT"), ("part-00000.parquet", "GET")])

@@ -1,18 +1,24 @@
 """Sources and prepared data in a real S3 server, well and failing."""
 
 import gzip
+import json
 import math
 import os
 import re
+import shutil
 import subprocess
-import sys
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
 from s3_proxy import Fault
+from s3_server import free_ports, wait_for
 
+from raysrec import prepare as verb
+from raysrec import stores
+from raysrec.command_line import run_verb
 from raysrec.config import DataConfig, RunConfig
 from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData, PreparedDataError
@@ -27,6 +33,7 @@ pytestmark = pytest.mark.s3
 
 LINES = [(f"u{n % 17}", f"i{n * n % 31}", n) for n in range(2000)]
 PATIENT = "max_attempts=3&request_timeout=1&connect_timeout=1"
+HASTY = "max_attempts=2&request_timeout=1&connect_timeout=1"
 """Options that let a test wait for seconds where a user waits for minutes."""
 
 
@@ -225,10 +232,10 @@ def test_a_store_that_fails_for_a_while_is_asked_again(source, s3, proxy, tmp_pa
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault(math.inf, status=500), r"the store failed, 3 times; run this again when it is well \(.*500"),
-        (Fault(math.inf, drop_after=1000), r"or its answers broke off, 3 times; see that endpoint_override or AWS_END"),
-        (Fault(math.inf, delay_s=3), r"could not be reached, or its answers broke off, 3 times; see that"),
-        (Fault(math.inf, stall_after=1000), r"could not be reached, or its answers broke off, 3 times; see that"),
+        (Fault(math.inf, status=500), r"the store failed, 2 times; run this again when it is well \(.*500"),
+        (Fault(math.inf, drop_after=1000), r"or its answers broke off, 2 times; see that endpoint_override or AWS_END"),
+        (Fault(math.inf, delay_s=3), r"could not be reached, or its answers broke off, 2 times; see that"),
+        (Fault(math.inf, stall_after=1000), r"could not be reached, or its answers broke off, 2 times; see that"),
     ],
     ids=["500", "dropped", "slow", "stalled"],
 )
@@ -236,10 +243,10 @@ def test_a_store_that_goes_on_failing_is_given_up_with_one_clear_error(source, s
     data = prepare(data_config(str(source), f"{s3}/prepared"))
     proxy.faults.append(Fault(**(vars(fault) | {"key": "raw/a.csv"})))
     with pytest.raises(SourceError, match=rf"data\.source: {re.escape(str(source))}\?.*{words}"):
-        prepare(data_config(f"{source}?{PATIENT}", tmp_path))
+        prepare(data_config(f"{source}?{HASTY}", tmp_path))
     proxy.faults[:] = [Fault(**(vars(fault) | {"key": "part-00000"}))]
     footer_of.cache_clear()
-    again = PreparedData.open(f"{data.directory}?{PATIENT}")
+    again = PreparedData.open(f"{data.directory}?{HASTY}")
     with pytest.raises(PlaceError, match=rf"part-00000.parquet\?.*{words}"):
         list(read_directly(again.row_groups()))
 
@@ -247,7 +254,7 @@ def test_a_store_that_goes_on_failing_is_given_up_with_one_clear_error(source, s
 def test_a_store_that_cannot_be_written_to_is_given_up_with_one_clear_error(source, s3, proxy):
     proxy.faults.append(Fault(math.inf, method="PUT", status=503))
     with pytest.raises(PlaceError, match=r"catalog\.parquet\?.*the store failed, 3 times"):
-        prepare(data_config(str(source), f"{s3}/prepared?{PATIENT}"))
+        prepare(data_config(str(source), f"{s3}/prepared?{HASTY}"))
     proxy.faults.clear()
     assert find_prepared(data_config(str(source), f"{s3}/prepared")) is None
 
@@ -265,27 +272,42 @@ def test_a_store_that_cannot_be_written_to_is_given_up_with_one_clear_error(sour
     ],
     ids=["wrong secret", "unknown user", "none", "no server"],
 )
-@pytest.mark.parametrize("what", ["source", "prepared", "bucket"])
-def test_who_may_not_or_cannot_is_told_so_in_one_message(source, s3, s3_server, tmp_path, change, words, what):
+@pytest.mark.parametrize("what", ["source", "prepared"])
+def test_who_may_not_or_cannot_is_told_so_in_one_message(
+    source, s3, s3_server, tmp_path, monkeypatch, capsys, change, words, what
+):
     options = "?max_attempts=2&connect_timeout=1"
     (tmp_path / "a.csv").write_text(csv(LINES))
     settings = {
         "source": [f"data.source={source}{options}", f"data.prepared={tmp_path}"],
         "prepared": [f"data.source={tmp_path}/a.csv", f"data.prepared={s3}/prepared{options}"],
-        "bucket": [f"data.source={tmp_path}/a.csv", "data.prepared=s3://no-such-bucket/prepared"],
     }[what]
-    (tmp_path / "empty.yaml").write_text("model: {name: recgrela}")
-    command = [sys.executable, "-m", "raysrec.prepare", "--config", str(tmp_path / "empty.yaml"), *settings]
-    environment = os.environ | (change if what != "bucket" else {})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    words = (
-        words if what != "bucket" else "there is no bucket no-such-bucket; make it, or mend its name or the endpoint"
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
-    assert s3_server.secret_key not in done.stderr + done.stdout
+    for name, value in change.items():
+        monkeypatch.setenv(name, value)
+    error = error_of(settings, tmp_path, monkeypatch, capsys)
+    assert words in error
+    assert s3_server.secret_key not in error
+
+
+def error_of(settings, tmp_path, monkeypatch, capsys):
+    """What `python -m raysrec.prepare` says when it fails."""
+    (tmp_path / "model.yaml").write_text("model: {name: recgrela}")
+    monkeypatch.setattr("sys.argv", ["prepare", "--config", str(tmp_path / "model.yaml"), *settings])
+    stores._connect_s3.cache_clear()  # a new process has asked for no credentials yet
+    with pytest.raises(SystemExit, match="2"):
+        run_verb(verb.main, verb.parser())
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_missing_bucket_is_said_before_anything_is_read(s3, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.csv").write_text(csv(LINES))
+    monkeypatch.setattr("raysrec.prepare.read", None)
+    settings = [f"data.source={tmp_path}/a.csv", "data.prepared=s3://no-such-bucket/prepared"]
+    error = error_of(settings, tmp_path, monkeypatch, capsys)
+    assert "there is no bucket no-such-bucket; make it, or mend its name or the endpoint" in error
 
 
 def test_each_byte_leaves_the_store_once_in_an_epoch_of_two_workers(s3, proxy, monkeypatch):
@@ -309,3 +331,40 @@ def test_each_byte_leaves_the_store_once_in_an_epoch_of_two_workers(s3, proxy, m
     assert counted[0][0] <= 1.05
     assert counted[1][0] <= 1.0
     assert counted[1][1] <= 2
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    """The URI of an empty bucket in a server that speaks the protocol of Google's store."""
+    program = shutil.which("fake-gcs-server")
+    if program is None:
+        pytest.skip("no fake-gcs-server on the PATH")
+    [port] = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    at = ["-host", "127.0.0.1", "-port", str(port), "-public-host", address, "-external-url", f"http://{address}"]
+    server = subprocess.Popen([program, "-scheme", "http", "-backend", "memory", "-log-level", "error", *at])
+    try:
+        wait_for(port)
+        body, kind = json.dumps({"name": "raysrec"}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{address}/storage/v1/b?project=test", data=body, headers=kind)
+        urllib.request.urlopen(request).close()
+        yield f"gs://raysrec?endpoint_override={address}&scheme=http&anonymous=true&request_timeout=1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_googles_store_is_used_like_any_other(gs, tmp_path):
+    bucket = Place.of(gs)
+    (bucket / "raw" / "a.csv").write(csv(LINES))
+    source = str(bucket / "raw" / "*.csv")
+    stored = prepare(data_config(source, bucket / "prepared"))
+    here = prepare(data_config(source, tmp_path / "prepared"))
+    assert contents(stored.directory) == contents(here.directory)
+    assert PreparedData.open(stored.directory) == stored
+    tables = zip(read_directly(stored.row_groups()), read_directly(here.row_groups()), strict=True)
+    assert all(one.equals(other) for one, other in tables)
+    with pytest.raises(PlaceError, match="there is no bucket no-such-bucket; make it, or mend its name"):
+        prepare(data_config(gs.replace("raysrec", "no-such-bucket/*.csv", 1), tmp_path, format="csv"))
+    (bucket / "prepared").delete()
+    assert not stored.directory.exists()
