@@ -92,8 +92,11 @@ def _units(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
     return units
 
 
-def _read_unit(batch: dict[str, np.ndarray], footers: Mapping[str, pq.FileMetaData]) -> pa.Table:
-    tables = []
+def _read_unit(batch: dict[str, np.ndarray], footers_ref: Any) -> pa.Table:
+    """A Ray Data task: the row groups of one unit, and beside each row its row group's place in the unit."""
+    import ray
+
+    footers, tables = ray.get(footers_ref), []
     for paths, indices in zip(batch["paths"].tolist(), batch["indices"].tolist(), strict=True):
         for place, table in enumerate(_read_together(paths, indices, footers)):
             tables.append(table.append_column("place", pa.array(np.full(len(table), place, dtype=np.int32))))
