@@ -108,7 +108,7 @@ def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_work
     monkeypatch.setattr("raysrec.data.reading.READ_INTERACTIONS", 100_000)
     monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
     monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
-    synthetic = {"synthetic": {"num_users": 20_000, "num_items": 3_000, "mean_length": 60}}
+    synthetic = {"synthetic": {"num_users": 8_000, "num_items": 3_000, "mean_length": 60}}
     config = validate(overlay(SETTINGS, {"data": {**synthetic, "num_streams": 4, "prepared": f"{s3}/prepared"}}))
     data = prepare(config.data)
     size = sum(shard.bytes for shard in data.manifest.shards)

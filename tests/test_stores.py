@@ -235,9 +235,8 @@ def test_a_store_that_fails_for_a_while_is_asked_again(source, s3, proxy, tmp_pa
         (Fault(math.inf, status=500), r"the store failed, 2 times; run this again when it is well \(.*500"),
         (Fault(math.inf, drop_after=1000), r"or its answers broke off, 2 times; see that endpoint_override or AWS_END"),
         (Fault(math.inf, delay_s=3), r"could not be reached, or its answers broke off, 2 times; see that"),
-        (Fault(math.inf, stall_after=1000), r"could not be reached, or its answers broke off, 2 times; see that"),
     ],
-    ids=["500", "dropped", "slow", "stalled"],
+    ids=["500", "dropped", "slow"],
 )
 def test_a_store_that_goes_on_failing_is_given_up_with_one_clear_error(source, s3, proxy, tmp_path, fault, words):
     data = prepare(data_config(str(source), f"{s3}/prepared"))
@@ -253,7 +252,7 @@ def test_a_store_that_goes_on_failing_is_given_up_with_one_clear_error(source, s
 
 def test_a_store_that_cannot_be_written_to_is_given_up_with_one_clear_error(source, s3, proxy):
     proxy.faults.append(Fault(math.inf, method="PUT", status=503))
-    with pytest.raises(PlaceError, match=r"catalog\.parquet\?.*the store failed, 3 times"):
+    with pytest.raises(PlaceError, match=r"catalog\.parquet\?.*the store failed, 2 times"):
         prepare(data_config(str(source), f"{s3}/prepared?{HASTY}"))
     proxy.faults.clear()
     assert find_prepared(data_config(str(source), f"{s3}/prepared")) is None
