@@ -1,4 +1,4 @@
-"""A run's directory: what is written where, so that a run can go on, be used, and be explained.
+"""A run's directory, here or in a store: what is written where, so that a run can go on, be used, and be explained.
 
 runs/<name>/
   config.yaml       the resolved configuration; runs again as it is
@@ -15,8 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +31,7 @@ from torch import Tensor
 from raysrec.command_line import differences
 from raysrec.config import RunConfig
 from raysrec.models import MODELS, SequenceModel, build_model
+from raysrec.place import AnyPath, Place
 from raysrec.schema import CountOrZero, Section
 
 
@@ -60,41 +60,45 @@ class TrainingState(Section):
     """No epoch is left, or patience has run out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunDirectory:
     """The files of one run."""
 
-    path: Path
+    path: Place
+
+    def __init__(self, path: AnyPath) -> None:
+        object.__setattr__(self, "path", Place.of(path))
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunDirectory":
+    def open(cls, path: AnyPath) -> "RunDirectory":
         """A run that exists.
 
         Raises:
             RunError: There is none at this path.
+            PlaceError: It lies in a store that fails.
         """
-        run = cls(Path(path))
+        run = cls(path)
         if not run.config_file.is_file():
             raise RunError(f"{path}: is no run, it has no config.yaml; name a folder that raysrec.train has written")
         return run
 
     @property
-    def config_file(self) -> Path:
+    def config_file(self) -> Place:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
-    def metrics_file(self) -> Path:
+    def metrics_file(self) -> Place:
         """The scores of the finished run."""
         return self.path / "metrics.json"
 
     @property
-    def ranks_file(self) -> Path:
+    def ranks_file(self) -> Place:
         """One rank per user and split."""
         return self.path / "ranks.parquet"
 
     @property
-    def model_directory(self) -> Path:
+    def model_directory(self) -> Place:
         """The best weights, to use."""
         return self.path / "model"
 
@@ -124,34 +128,32 @@ class RunDirectory:
                     "source, or --fresh to throw the run away"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        write_atomically(provenance, json.dumps(_provenance(fingerprint), indent=2) + "\n")
+        self.config_file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        provenance.write(json.dumps(_provenance(fingerprint), indent=2) + "\n")
 
     def save_model(
         self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor], *, num_users: int = 0
     ) -> None:
         """Write the weights to use; `model.json` comes last and says that they are whole."""
-        self.model_directory.mkdir(exist_ok=True)
         description = {
             "model": config.model.model_dump(mode="json"),
             "num_items": num_items,
             "num_users": num_users,
         }
         save_weights(weights, self.model_directory / "weights.safetensors")
-        write_atomically(self.model_directory / "model.json", json.dumps(description, indent=2) + "\n")
+        (self.model_directory / "model.json").write(json.dumps(description, indent=2) + "\n")
 
     def save_metrics(self, record: Mapping[str, Any]) -> None:
         """Write the scores, last of all: they say that the run is finished."""
-        write_atomically(self.metrics_file, json.dumps(record, indent=2) + "\n")
+        self.metrics_file.write(json.dumps(record, indent=2) + "\n")
 
-    def weights_stamp(self) -> int:
-        """A number that changes when the weights do."""
-        return (self.model_directory / "weights.safetensors").stat().st_mtime_ns
+    def weights_stamp(self) -> str:
+        """A text that changes when the weights do."""
+        return str((self.model_directory / "weights.safetensors").stamp())
 
     def save_ranks(self, ranks: pa.Table) -> None:
         """Write one rank per user and split."""
-        with _replacing(self.ranks_file) as temporary:
+        with self.ranks_file.replacing() as temporary:
             pq.write_table(ranks, temporary)
 
     def load_model(self) -> SequenceModel:
@@ -163,15 +165,17 @@ class RunDirectory:
         return load_model(self.model_directory)
 
 
-def load_model(directory: Path) -> SequenceModel:
+def load_model(directory: AnyPath) -> SequenceModel:
     """The model that `RunDirectory.save_model` wrote; no code is run by loading it.
 
     Raises:
         RunError: There is no whole model in the folder.
     """
+    directory = Place.of(directory)
     try:
         description = json.loads((directory / "model.json").read_text())
-        weights = load_file(directory / "weights.safetensors")
+        with (directory / "weights.safetensors").at_hand() as file:
+            weights = load_file(file)
     except FileNotFoundError:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
     settings = description["model"]
@@ -184,26 +188,10 @@ def load_model(directory: Path) -> SequenceModel:
     return model.eval()
 
 
-def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write weights as safetensors; a kill leaves the old file or the new one, never half of one."""
-    with _replacing(path) as temporary:
+    with Place.of(path).replacing() as temporary:
         save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file; a kill leaves the old file or the new one, never half of one."""
-    with _replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _provenance(fingerprint: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
+from raysrec.place import AnyPath
 from raysrec.schema import Section
 
 
@@ -24,7 +25,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; each line of the text is one thing to mend."""
 
 
-def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load(paths: Sequence[AnyPath], overrides: Sequence[str] = ()) -> RunConfig:
     """Lay the files over each other in order, then the overrides, and check the result.
 
     Args:

@@ -6,13 +6,13 @@ reads a dictionary of settings, an environment variable or the command line.
 
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raysrec.models import MODELS, ModelConfig, build_model
+from raysrec.place import Place
 from raysrec.schema import (
     Count,
     CountOrZero,
@@ -169,6 +169,17 @@ def _one_a_line(source: object) -> object:
     return "\n".join(source) if isinstance(source, list) and all(isinstance(s, str) for s in source) else source
 
 
+def _can_be_named(place: str) -> str:
+    """A path, a URI, or several one a line, or a PlaceError; no store is asked."""
+    for name in place.splitlines():
+        Place.of(name)
+    return place
+
+
+AnyPlace = Annotated[str, AfterValidator(_can_be_named)]
+"""A path of this machine, or a URI such as `s3://bucket/folder?endpoint_override=host:port`."""
+
+
 def _as_text(where: object) -> object:
     """`{is_click: 1}` means the text 1, as it stands in the file."""
     if not isinstance(where, dict):
@@ -181,9 +192,9 @@ class DataConfig(Section):
 
     name: str = "synthetic"
     """What to call this data set in runs and reports."""
-    source: Annotated[str, BeforeValidator(_one_a_line)] = "synthetic"
-    """Raw interactions: a file, a folder, a pattern such as `logs/*.csv`, or a list of these, text plain or as .gz or
-    .zst; or `synthetic` for the embedded source."""
+    source: Annotated[AnyPlace, BeforeValidator(_one_a_line)] = "synthetic"
+    """Raw interactions: a file, a folder, a pattern such as `logs/*.csv`, or a list of these, here or in a store
+    (`s3://bucket/logs/*.csv`), text plain or as .gz or .zst; or `synthetic` for the embedded source."""
     format: Format = "auto"
     """Layout of the source; `auto` goes by the file's name. `csv`, `jsonl` and `parquet` have their columns named in
     `columns`, the others are as they were published."""
@@ -210,8 +221,8 @@ class DataConfig(Section):
     """How many interactions an item must have to be kept."""
     split: SplitConfig = SplitConfig()
     """What is learned from and what is held out."""
-    prepared: str = "prepared"
-    """Folder under which prepared data sets are kept, each named by its fingerprint."""
+    prepared: AnyPlace = "prepared"
+    """Folder, here or in a store, under which prepared data sets are kept, each named by its fingerprint."""
     distributed: Literal["auto"] | bool = "auto"
     """Prepare in tasks of a Ray cluster, part by part, in place of in this process's memory; `auto` does so from about
     30 million interactions on. What is prepared is the same, byte for byte."""
@@ -384,8 +395,8 @@ class EvaluateConfig(Section):
 class StorageConfig(Section):
     """Where a run is kept."""
 
-    root: str = "runs"
-    """Folder of all runs."""
+    root: AnyPlace = "runs"
+    """Folder of all runs, here or in a store."""
     name: str = ""
     """Folder of this run under `root`; empty for `<data.name>-<model.name>`."""
 
@@ -417,9 +428,9 @@ class RunConfig(Section):
     """The run directory."""
 
     @property
-    def run_directory(self) -> Path:
+    def run_directory(self) -> Place:
         """Where the run is kept."""
-        return Path(self.storage.root) / (self.storage.name or f"{self.data.name}-{self.model.name}")
+        return Place.of(self.storage.root) / (self.storage.name or f"{self.data.name}-{self.model.name}")
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":

@@ -126,9 +126,9 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
 
     work = [{"group": group, "split": split} for split in HELD_OUT for group in range(len(data.row_groups()))]
     arguments = {
-        "run": str(run.path.resolve()),
+        "run": str(run.path.absolute()),
         "weights": run.weights_stamp(),
-        "prepared": str(data.directory.resolve()),
+        "prepared": str(data.directory.absolute()),
         "config_json": config.model_dump_json(),
     }
     ranked = ray.data.from_items(
@@ -152,7 +152,7 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
 
 
 def _rank_units(
-    batch: dict[str, np.ndarray], *, run: str, weights: int, prepared: str, config_json: str
+    batch: dict[str, np.ndarray], *, run: str, weights: str, prepared: str, config_json: str
 ) -> dict[str, Any]:
     """A Ray Data task: rank the row groups of one block."""
     config = RunConfig.model_validate_json(config_json)
@@ -170,7 +170,7 @@ def _rank_units(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(run: str, weights: int, prepared: str) -> tuple[SequenceModel, PreparedData]:
+def _loaded(run: str, weights: str, prepared: str) -> tuple[SequenceModel, PreparedData]:
     """A process that ranks unit after unit loads the model once; `weights` tells new weights of a run from old."""
     return RunDirectory.open(run).load_model(), PreparedData.open(prepared)
 
@@ -215,7 +215,8 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, num_use
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
-    config = load([run.config_file], _only_ranking(arguments.overrides))
+    with run.config_file.at_hand() as file:
+        config = load([file], _only_ranking(arguments.overrides))
     if not run.metrics_file.is_file():
         raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
     record = json.loads(run.metrics_file.read_text())

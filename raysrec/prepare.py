@@ -10,7 +10,6 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig, ScaleConfig
@@ -46,11 +45,12 @@ def prepare(
 
     Raises:
         SourceError: The source cannot be read.
+        PlaceError: What is prepared is to be kept in a store that fails, or has no such bucket.
         ValueError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
     """
     stamp, source = stamp_of(config), hash_source(config)
     fingerprint = fingerprint_of(config, source)
-    folder = Path(config.prepared) / fingerprint
+    folder = Place.of(config.prepared) / fingerprint
     if found := _opened(folder):
         progress(f"reusing {folder}")
         return found
@@ -83,7 +83,7 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
     Raises:
         SourceError: There is no such source.
     """
-    return _opened(Path(config.prepared) / fingerprint_of(config, hash_source(config)))
+    return _opened(Place.of(config.prepared) / fingerprint_of(config, hash_source(config)))
 
 
 def parser() -> ArgumentParser:
@@ -137,7 +137,7 @@ def _both(counts: Iterable[int], what: str) -> str:
     return f"{validation:,} validation and {test:,} test {what}"
 
 
-def _opened(folder: Path) -> PreparedData | None:
+def _opened(folder: Place) -> PreparedData | None:
     """The data set in this folder, if it is there and can be used as it is."""
     if not folder.exists():
         return None

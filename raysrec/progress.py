@@ -8,7 +8,9 @@ when the driver is killed is lost from the log (half a second of it), and from n
 import contextlib
 import json
 import logging
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from raysrec.place import AnyPath, Place, PlaceError
 
 Event = dict[str, Any]
 """One record of the log: `kind` is step, validation or note; the rest are numbers with their units in the name."""
@@ -47,7 +51,7 @@ class Mailbox:
 
 
 @contextmanager
-def shown(mailbox: Any, directory: Path) -> Iterator[None]:
+def shown(mailbox: Any, directory: AnyPath) -> Iterator[None]:
     """While the block runs, show and record what arrives in the mailbox (an actor's handle)."""
     import ray
     from ray.exceptions import RayError
@@ -76,12 +80,17 @@ def shown(mailbox: Any, directory: Path) -> Iterator[None]:
 
 
 class Recorder:
-    """Appends every event to `log.jsonl` and its numbers to TensorBoard."""
+    """Appends every event to `log.jsonl` and its numbers to TensorBoard.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    A store's files cannot be appended to: there both are kept on this machine and sent after each epoch and at the end.
+    """
+
+    def __init__(self, directory: AnyPath) -> None:
+        self._place = Place.of(directory)
+        self._epoch: object = None
 
     def __enter__(self) -> "Recorder":
+        self._directory = self._place.local if self._place.is_local else self._begun()
         # TensorBoard's writer logs about TensorFlow when it is imported, which nobody here uses.
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter
@@ -98,10 +107,35 @@ class Recorder:
             if name not in ("kind", "step") and isinstance(value, int | float):
                 tag = name if "/" in name else f"{event['kind']}/{name}"
                 self._board.add_scalar(tag, value, event["step"])
+        if event["kind"] == "validation" or event.get("epoch", self._epoch) != self._epoch:
+            self._epoch = event["epoch"]
+            self._send()
 
     def __exit__(self, *error: object) -> None:
         self._log.close()
         self._board.close()
+        self._send()
+        if not self._place.is_local:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _begun(self) -> Path:
+        """A folder of this machine with the log that an earlier start of the run has left."""
+        folder = Path(tempfile.mkdtemp(prefix="raysrec-"))
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "log.jsonl").write_bytes((self._place / "log.jsonl").read_bytes())
+        return folder
+
+    def _send(self) -> None:
+        """Upload what there is; a log that cannot be sent now is sent next time, and ends no training."""
+        if self._place.is_local:
+            return
+        self._board.flush()
+        try:
+            for file in self._directory.rglob("*"):
+                if file.is_file():
+                    (self._place / file.relative_to(self._directory).as_posix()).upload(file)
+        except PlaceError as error:
+            logging.getLogger(__name__).warning("%s", error)
 
 
 @dataclass

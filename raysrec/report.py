@@ -4,13 +4,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
 from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb
+from raysrec.place import AnyPath, Place
 from raysrec.progress import shown_cutoff
 from raysrec.schema import date_of
 
@@ -18,12 +19,12 @@ Record = dict[str, Any]
 """What `metrics.json` of a finished run says."""
 
 
-def print_runs(paths: Sequence[Path], *, split: str = "test") -> None:
+def print_runs(paths: Sequence[AnyPath], *, split: str = "test") -> None:
     """Print the table of these runs; the half-width of the 95 % interval stands beside each score."""
     print(table(paths, split=split))
 
 
-def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") -> str:
+def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple") -> str:
     """The rows of these runs, best NDCG first, and one popularity row per data set.
 
     Scores are those at 10; at the largest cut-off there is, if none of the runs computed them at 10.
@@ -33,7 +34,7 @@ def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") 
         split: `test` or `validation`.
         style: A format of tabulate, for example `github`.
     """
-    records = [(path.resolve().name, _record(path)) for path in paths]
+    records = [(Place.of(path).absolute().name, _record(path)) for path in paths]
     finished = [(run, record) for run, record in records if record]
     names = [name for _, record in finished for name in record["splits"][split]["model"]]
     k = shown_cutoff(name for name in names if not name.startswith("coverage"))
@@ -51,7 +52,7 @@ def table(paths: Sequence[Path], *, split: str = "test", style: str = "simple") 
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
-def _record(path: Path) -> Record | None:
+def _record(path: AnyPath) -> Record | None:
     run = RunDirectory.open(path)
     return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None
 
@@ -98,15 +99,24 @@ def _cell(value: dict[str, float] | None) -> str:
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the table of the runs that were named."""
-    paths = [Path(path) for path in arguments.runs if Path(path).is_dir()]
+    paths = [place for name in arguments.runs for place in _folders(name)]
     if not paths:
         raise RunError(f"{' '.join(arguments.runs)}: holds no run directory; runs are made by raysrec.train")
     print(table(paths, split=arguments.split, style=arguments.format))
 
 
+def _folders(name: str) -> list[Place]:
+    """The folder of this name; in a store, where no shell does it, `…/*` stands for every folder in that one."""
+    place = Place.of(name)
+    if not place.is_local and place.name == "*":
+        inside = place.at(place.path.removesuffix("/*")).below(recursive=False)
+        return [place.at(info.path) for info in inside if info.type == fs.FileType.Directory]
+    return [place] if place.info().type == fs.FileType.Directory else []
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run directories, for example runs/*")
+    parser.add_argument("runs", nargs="+", help="run directories, for example runs/* or 's3://bucket/runs/*'")
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)"
     )

@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from raysrec.config import ScaleConfig
 from raysrec.data.reading import READING_CPUS
+from raysrec.place import PlaceError
 
 SETTINGS: dict[str, str] = {
     # ray.data.read_parquet would start 32 actors at every execution to read footers: 8-12 s on two cores.
@@ -69,6 +71,9 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
     Args:
         scale: The workers that a Ray which starts here must have room for.
         cpus: CPUs of a Ray which starts here; 0 has as many as the workers need, and some to spare.
+
+    Raises:
+        PlaceError: A store failed a task or a worker.
     """
     apply_settings()
     local = not in_cluster()
@@ -78,7 +83,8 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with _store_failures_in_words():
+            yield
         return
     for library in ("data", "train"):
         # After the import, which sets the level itself.
@@ -91,9 +97,23 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         logging_level=logging.ERROR,
     )
     try:
-        yield
+        with _store_failures_in_words():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _store_failures_in_words() -> Iterator[None]:
+    """Ray wraps what a task or worker raised, and cuts its text; a PlaceError says by itself all there is to say."""
+    try:
+        yield
+    except Exception as error:
+        causes = [error, *getattr(error, "worker_failures", {}).values()]
+        said = re.search(r"\bPlaceError: (.+)", "\n".join(map(str, causes)))
+        if said is None or isinstance(error, PlaceError):
+            raise
+        raise PlaceError(said[1]) from error
 
 
 def wants_gpu(scale: ScaleConfig) -> bool:

@@ -15,7 +15,13 @@ from pydantic_core import CoreSchema, core_schema
 class Section(BaseModel):
     """A frozen group of settings: unknown keys are refused, and the docstring under a field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,  # a refused URI may hold credentials
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

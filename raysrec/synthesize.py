@@ -33,7 +33,7 @@ def write_block(config: SyntheticConfig, block: int, folder: Place) -> int:
         OutputError: A file of that name was made by other settings.
     """
     file, settings = folder / f"part-{block:05d}.parquet", settings_json(config).encode()
-    if file.is_file:
+    if file.is_file():
         with pq.ParquetFile(file.path, filesystem=file.filesystem) as there:
             if there.schema_arrow.metadata.get(SETTINGS_KEY) != settings:
                 raise OutputError(f"{file}: was made by other settings; remove it, or choose another --output")

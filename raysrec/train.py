@@ -5,7 +5,6 @@ was interrupted.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -44,7 +43,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
             "nothing is left to learn from"
         )
     if fresh and run.path.exists():
-        shutil.rmtree(RunDirectory.open(run.path).path)
+        RunDirectory.open(run.path).path.delete()
     _refuse_other_config(run, config)
     if run.metrics_file.is_file():
         print(f"{run.path} is finished; --fresh trains it again")
@@ -60,7 +59,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         {
             "data": config.data.name,
             "model": config.model.name,
-            "prepared": str(data.directory.resolve()),
+            "prepared": str(data.directory.absolute()),
             "split": data.manifest.split.model_dump(mode="json"),
             "evaluate": config.evaluate.model_dump(mode="json"),
             "training": {
@@ -85,7 +84,8 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    mailbox_name = f"raysrec-mailbox-{run.path.resolve()}"
+    place = run.path.absolute()
+    mailbox_name = f"raysrec-mailbox-{place}"
     mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
     use_gpu = wants_gpu(config.scale)
     if missing := missing_cpus(config.scale):
@@ -94,7 +94,8 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
         train_worker,
         train_loop_config={
             "config": config.model_dump_json(),
-            "prepared": str(data.directory.resolve()),
+            "prepared": str(data.directory.absolute()),
+            "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
         },
         # Counts are exchanged on the CPU and gradients where they are.
@@ -102,7 +103,8 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
         scaling_config=ray.train.ScalingConfig(num_workers=config.scale.workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
             name="checkpoints",
-            storage_path=str(run.path.resolve()),
+            storage_path=place.path,
+            storage_filesystem=None if place.is_local else place.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

@@ -6,6 +6,7 @@ The loop sees training batches and validation scores; it has no way to see a tes
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
+from raysrec.place import Place
 from raysrec.runtime import threads_per_worker, tune_allocator
 
 LOG_EVERY_S = 1.0
@@ -35,7 +37,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every worker does, from the first epoch or the last checkpoint to the end.
 
     Args:
-        arguments: `config` (a RunConfig as JSON), `prepared` (folder of the data) and `mailbox` (name of an actor).
+        arguments: `config` (a RunConfig as JSON), `prepared` and `checkpoints` (places, of the data and to save in) and
+            `mailbox` (name of an actor).
     """
     import ray.train.torch
 
@@ -101,7 +104,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         if state.best_epoch > previous.best_epoch:
             best = {name: value.cpu().clone() for name, value in replica.state_dict().items()} if worker == 0 else {}
         log.after_validation(state, scores)
-        _save(engine, state, best, worker)
+        _save(engine, state, best, worker, Place.of(arguments["checkpoints"]))
         if state.finished and upcoming is not None:
             upcoming.close()
             upcoming = None
@@ -120,7 +123,7 @@ def _restore(engine: Engine) -> tuple[TrainingState, Weights]:
         return state, load_file(Path(folder) / "best.safetensors")
 
 
-def _save(engine: Engine, state: TrainingState, best: Weights, worker: int) -> None:
+def _save(engine: Engine, state: TrainingState, best: Weights, worker: int, checkpoints: Place) -> None:
     """Hand the state after an epoch to Ray Train, which uploads and registers it; every worker takes part."""
     import ray.train
 
@@ -134,7 +137,18 @@ def _save(engine: Engine, state: TrainingState, best: Weights, worker: int) -> N
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_dir_name=f"epoch_{state.epoch:05d}",
         delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=None if checkpoints.is_local else partial(_upload, checkpoints),
     )
+
+
+def _upload(checkpoints: Place, checkpoint: Any, name: str) -> Any:
+    """Copy a checkpoint into a store; Ray Train's own way does not tell when the store refuses it."""
+    import ray.train
+
+    for file in Path(checkpoint.path).rglob("*"):
+        if file.is_file():
+            (checkpoints / name / file.relative_to(checkpoint.path).as_posix()).upload(file)
+    return ray.train.Checkpoint((checkpoints / name).path, checkpoints.filesystem)
 
 
 def _validate(

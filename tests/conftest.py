@@ -1,7 +1,11 @@
 """Every test starts from the same seed and uses one thread, so that sums come out the same each time."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from s3_proxy import Proxy, running_proxy
+from s3_server import BUCKET, S3Server, missing_programs, running_s3_server
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +16,28 @@ def _seed() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started when the first test asks for it."""
+    if missing := missing_programs():
+        pytest.skip(f"no S3 server here, for want of {missing}; tools/check installs radosgw, ceph-mon and ceph-osd")
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty folder in a bucket that this process, and all it starts, may use."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{tmp_path_factory.mktemp('folder').name}"
+
+
+@pytest.fixture
+def proxy(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy between this process and the server, which counts and fails as it is told."""
+    with running_proxy(s3_server.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy

@@ -16,7 +16,7 @@ def data(tmp_path):
 
 
 def change(data, **settings):
-    path = data.directory / "manifest.json"
+    path = data.directory.local / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
@@ -62,7 +62,7 @@ def test_a_folder_without_manifest_is_no_prepared_data(tmp_path):
 
 
 def test_a_manifest_that_is_no_json_is_refused(data):
-    (data.directory / "manifest.json").write_text('{"format_version": 2, "na')
+    (data.directory / "manifest.json").write('{"format_version": 2, "na')
     refused(data, "manifest.json: is not JSON")
 
 
@@ -89,7 +89,7 @@ def test_a_path_out_of_the_folder_is_refused(data, file):
 
 
 def test_a_link_out_of_the_folder_is_refused(data, tmp_path):
-    shard = data.directory / data.manifest.shards[0].file
+    shard = data.directory.local / data.manifest.shards[0].file
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     refused(data, "leads out of the prepared folder")
@@ -97,7 +97,7 @@ def test_a_link_out_of_the_folder_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("file", ["histories/part-00000.parquet", "catalog.parquet"])
 def test_a_missing_or_cut_file_is_refused(data, file):
-    path = data.directory / file
+    path = data.directory.local / file
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
     refused(data, f"{file} has {size - 1} bytes, the manifest says {size}")

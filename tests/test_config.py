@@ -13,6 +13,7 @@ from raysrec.data.download import _target
 from raysrec.data.files import plain_name
 from raysrec.data.formats import belongs
 from raysrec.models import MODELS
+from raysrec.place import Place
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DATA_SETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -76,8 +77,8 @@ def test_a_config_is_frozen_in_every_section():
 
 def test_a_run_is_named_after_its_data_and_model_unless_told_otherwise():
     config = {"model": {"name": "mamba4rec"}, "data": {"name": "toys"}}
-    assert validate(config).run_directory == Path("runs/toys-mamba4rec")
-    assert validate(config | {"storage": {"root": "/a", "name": "b"}}).run_directory == Path("/a/b")
+    assert validate(config).run_directory == Place.of("runs/toys-mamba4rec")
+    assert validate(config | {"storage": {"root": "/a", "name": "b"}}).run_directory == Place.of("/a/b")
 
 
 def test_only_the_causal_form_may_learn_at_every_position():

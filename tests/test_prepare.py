@@ -53,6 +53,7 @@ def histories(data):
 
 
 def files(folder):
+    folder = Path(folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -184,7 +185,7 @@ def test_what_is_there_is_reused_and_what_is_broken_made_again(config, monkeypat
     monkeypatch.setattr(in_memory, "read", None)  # would fail if it were called
     assert prepare(settings) == data == find_prepared(settings)
     monkeypatch.undo()
-    (data.directory / "catalog.parquet").unlink()
+    (data.directory / "catalog.parquet").delete()
     assert find_prepared(settings) is None
     assert files(prepare(settings).directory) == before
     assert os.listdir(settings.prepared) == [data.directory.name]

@@ -10,9 +10,9 @@ from raysrec import progress
 from raysrec.progress import PLAIN_EVERY_S, Mailbox, Recorder, shown, shown_cutoff
 
 STEP = {
-    "kind": "step", "epoch": 2, "step": 40, "share_done": 0.25, "progress": 1.5, "loss": 6.54321, "learning_rate": 0.001,
-    "targets_per_s": 12345.6, "tokens_per_s": 23456.7, "padding_share": 0.125, "data_wait_share": 0.0123,
-    "elapsed_s": 61.0, "left_s": 3725.0,
+    "kind": "step", "epoch": 2, "step": 40, "progress": 1.5, "share_done": 0.25, "loss": 6.54321,
+    "learning_rate": 0.001, "targets_per_s": 12345.6, "tokens_per_s": 23456.7, "padding_share": 0.125,
+    "data_wait_share": 0.0123, "elapsed_s": 61.0, "left_s": 3725.0,
 }  # fmt: skip
 VALIDATION = {
     "kind": "validation", "epoch": 2, "step": 50, "elapsed_s": 75.4, "is_best": True, "validation/hr@5": 0.2,

@@ -60,7 +60,7 @@ def undisturbed(local_ray, folder):
 
 
 def test_a_run_leaves_everything_it_promises(undisturbed):
-    left = {path.name for path in undisturbed.path.iterdir()}
+    left = {path.name for path in undisturbed.path.local.iterdir()}
     assert {
         "config.yaml",
         "provenance.json",
@@ -154,7 +154,7 @@ def test_ray_reads_the_same_tables_in_the_same_order(local_ray, folder):
 def test_a_run_that_was_trained_but_not_ranked_is_only_ranked(undisturbed, folder):
     before, log = json.loads(undisturbed.metrics_file.read_text()), undisturbed.path / "log.jsonl"
     lines = len(log.read_text().splitlines())
-    undisturbed.metrics_file.unlink()
+    undisturbed.metrics_file.delete()
     train(configure(folder, "undisturbed"))
     after = json.loads(undisturbed.metrics_file.read_text())
     assert after["splits"] == before["splits"]

@@ -177,7 +177,7 @@ def main(arguments: Any) -> None:
     config = load(arguments.config, arguments.overrides)
     rows = [how for how in arguments.rows.split(",") if not ("deepspeed" in how and config.train.optimizer == "muon")]
     data = prepare(config.data)
-    prepared = str(data.directory.resolve())
+    prepared = str(data.directory.absolute())
     print(plan(config, data), end="\n\n", flush=True)
     found: dict[str, list[list[Measured]]] = {how: [] for how in rows}
     with ray_session(config.scale):

@@ -3,8 +3,9 @@
     tools/leaderboard --data ml-100k amazon-beauty --data-folder ../shared/data --budget 7200
 
 A run is `configs/<data>.yaml`, then `configs/models/<model>.yaml`, then where there is one `configs/recipes/` with
-`<data>-<supervision>.yaml` and `<data>-<model>.yaml`, and stands under `--root`. Runs that are finished are not repeated, and one that was interrupted goes on,
-so the same command, typed again, continues. The first seed of every model comes before any second one.
+`<data>-<supervision>.yaml` and `<data>-<model>.yaml`, and stands under `--root`. Runs that are finished are not
+repeated, and one that was interrupted goes on, so the same command, typed again, continues. The first seed of every
+model comes before any second one.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
+from raysrec.place import Place
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METRICS = ("hr@10", "ndcg@10", "mrr@10")
@@ -49,7 +51,7 @@ class Job:
     @property
     def run(self) -> RunDirectory:
         """Where it is kept."""
-        return RunDirectory(Path(self.arguments.root) / self.name)
+        return RunDirectory(Place.of(self.arguments.root) / self.name)
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -112,7 +114,7 @@ def train_all(arguments: argparse.Namespace) -> list[str]:
             print("the budget is spent; the same command goes on", flush=True)
             break
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {' '.join(job.command())}", flush=True)
-        log = Path(arguments.root) / f"{job.name}.log"
+        log = Place.of(arguments.root).local / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         code = run_for(job.command(), left, log)
         if code and time.monotonic() < ends:

@@ -35,6 +35,7 @@ from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import held_out
 from raysrec.data.reading import read_directly
 from raysrec.history import History
+from raysrec.place import Place
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def shared_data(runs: list[RunDirectory]) -> PreparedData:
     for run in runs:
         if not run.metrics_file.is_file():
             raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
-        folders.add(str(Path(json.loads(run.metrics_file.read_text())["prepared"]).resolve()))
+        folders.add(str(Place.of(json.loads(run.metrics_file.read_text())["prepared"]).absolute()))
     if len(folders) > 1:
         raise RunError(f"the runs were trained on different data, {', '.join(sorted(folders))}; show one at a time")
     return PreparedData.open(folders.pop())
@@ -96,7 +97,7 @@ def features(run: RunDirectory, data: PreparedData, num_users: int, tolerance: f
     spectra = [torch.linalg.svdvals(matrix) for matrix in matrices]
     typical = statistics.median_high([rank(spectrum, tolerance) for spectrum in spectra])
     effective = statistics.median([effective_rank(spectrum) for spectrum in spectra])
-    return Features(run.path.resolve().name, matrices[0], typical, effective)
+    return Features(run.path.absolute().name, matrices[0], typical, effective)
 
 
 def longest_histories(run: RunDirectory, data: PreparedData, num_users: int) -> list[History]:

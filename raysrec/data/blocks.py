@@ -62,15 +62,12 @@ class ParquetBlock(SourceFile):
     @property
     def whole(self) -> SourceFile:
         """The file."""
-        return SourceFile(self.filesystem, self.path)
+        return SourceFile(self.place)
 
     @property
     def row_groups(self) -> range:
         """Which they are."""
         return self.groups
-
-    def __str__(self) -> str:
-        return self.path
 
 
 def plan_blocks(config: DataConfig) -> list[list[Block]]:
@@ -125,7 +122,7 @@ def _blocks_of(config: DataConfig) -> Iterator[Block]:
 
 
 def _blocks_of_file(file: SourceFile, layout: Layout) -> list[FileBlock]:
-    size = file.filesystem.get_file_info(file.path).size or 0
+    size = file.place.info().size or 0
     if layout.reader == "parquet":
         return _blocks_of_parquet(file, layout, size)
     if file.path.endswith(COMPRESSED):
@@ -169,7 +166,7 @@ def _read_block(config: DataConfig, block: Block) -> Iterator[Part]:
     file, layout = block.file, block.layout
     if layout.reader == "parquet":
         groups = None if block.stop is None else range(block.start, block.stop)
-        yield read_file(file if groups is None else ParquetBlock(file.filesystem, file.path, groups), layout)
+        yield read_file(file if groups is None else ParquetBlock(file.place, groups), layout)
         return
     cut = MOVIE if layout.reader == "netflix" else LINE
     is_whole = block.start == 0 and block.stop is None

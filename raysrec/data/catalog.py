@@ -9,7 +9,7 @@ which `splits.py` applies to the times of a history. How raw interactions become
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysrec.data.splits import SplitRule
+from raysrec.place import AnyPath, Place, in_words
 from raysrec.schema import Count, CountOrZero, Interval, Section
 
 FORMAT_VERSION = 2
@@ -38,7 +39,7 @@ class PreparedDataError(ValueError):
 class RowGroup:
     """The part of the histories that is read at once."""
 
-    path: Path
+    path: Place
     """The Parquet file it lies in."""
     index: int
     """Its place in that file, from 0."""
@@ -187,21 +188,22 @@ class Manifest(Section):
 class PreparedData:
     """A prepared data set whose folder was found whole."""
 
-    directory: Path
+    directory: Place
     manifest: Manifest
 
     @classmethod
-    def open(cls, directory: str | Path) -> "PreparedData":
+    def open(cls, directory: AnyPath) -> "PreparedData":
         """Read the manifest of a folder and check that its files are there.
 
         Raises:
             PreparedDataError: There is no manifest, it is of another version, or a file is missing or of another size.
+            PlaceError: The folder lies in a store that fails.
         """
-        directory = Path(directory)
+        directory = Place.of(directory)
         manifest = _read_manifest(directory)
-        _check_file(directory, "catalog.parquet", manifest.catalog_bytes)
-        for shard in manifest.shards:
-            _check_file(directory, shard.file, shard.bytes)
+        sizes = {info.path: info.size for info in directory.below()}
+        for file, size in (("catalog.parquet", manifest.catalog_bytes), *((s.file, s.bytes) for s in manifest.shards)):
+            _check_file(directory, file, size, found=sizes.get((directory / file).path))
         return cls(directory, manifest)
 
     def row_groups(self) -> list[RowGroup]:
@@ -226,7 +228,9 @@ class PreparedData:
 
     @cached_property
     def _catalog(self) -> pa.Table:
-        catalog = pq.read_table(self.directory / "catalog.parquet", schema=CATALOG_SCHEMA)
+        file = self.directory / "catalog.parquet"
+        with in_words(file):
+            catalog = pq.read_table(file.path, filesystem=file.filesystem, schema=CATALOG_SCHEMA)
         if len(catalog) != self.manifest.num_items:
             raise PreparedDataError(
                 f"{self.directory}: catalog.parquet has {len(catalog)} items, "
@@ -241,7 +245,7 @@ class PreparedData:
 _AGAIN = "; delete this folder and prepare the data again"
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def _read_manifest(directory: Place) -> Manifest:
     path = directory / "manifest.json"
     try:
         content = json.loads(path.read_bytes())
@@ -261,12 +265,11 @@ def _read_manifest(directory: Path) -> Manifest:
         raise PreparedDataError(f"{path}: {faults}{_AGAIN}") from None
 
 
-def _check_file(directory: Path, file: str, expected_bytes: int) -> None:
+def _check_file(directory: Place, file: str, expected_bytes: int, *, found: int | None) -> None:
     path = directory / file
-    if not path.resolve().is_relative_to(directory.resolve()):
+    if path.is_local and not path.local.resolve().is_relative_to(directory.local.resolve()):
         raise PreparedDataError(f"{path}: leads out of the prepared folder{_AGAIN}")
-    if not path.is_file():
+    if found is None:
         raise PreparedDataError(f"{directory}: {file} is missing{_AGAIN}")
-    size = path.stat().st_size
-    if size != expected_bytes:
-        raise PreparedDataError(f"{directory}: {file} has {size} bytes, the manifest says {expected_bytes}{_AGAIN}")
+    if found != expected_bytes:
+        raise PreparedDataError(f"{directory}: {file} has {found} bytes, the manifest says {expected_bytes}{_AGAIN}")

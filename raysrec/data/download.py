@@ -27,8 +27,9 @@ from rich import progress
 from rich.console import Console
 
 from raysrec.config import DataConfig
-from raysrec.data.files import COMPRESSED, SourceError, locate
+from raysrec.data.files import COMPRESSED, SourceError
 from raysrec.data.formats import places_of
+from raysrec.place import Place
 
 ATTEMPTS = 5
 """How often in a row a connection may break without bringing anything."""
@@ -254,7 +255,7 @@ def _target(config: DataConfig) -> tuple[Path, str]:
     elsewhere = "://" in places[0] and not places[0].startswith("file://")
     if len(places) > 1 or elsewhere:
         raise SourceError(f"data.source={config.source}: --download fetches one file or pattern, onto this machine")
-    path = locate(places[0])[1]
+    path = Place.of(places[0]).path
     name = urlsplit(config.url).path.lower()
     if not name.endswith(_ARCHIVES):
         if glob.has_magic(path):

@@ -13,6 +13,9 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
+from raysrec.place import Place, PlaceError
+from raysrec.place import in_words as store_in_words
+
 COMPRESSED = (".gz", ".zst")
 """Ends of the names of files that are decompressed while they are read."""
 
@@ -29,13 +32,21 @@ class NoInteractions(SourceError):
 class SourceFile:
     """One file of a source."""
 
-    filesystem: fs.FileSystem
-    """This machine's, or a store's."""
-    path: str
-    """Where it lies there."""
+    place: Place
+    """Where it lies."""
 
     def __str__(self) -> str:
-        return self.path
+        return self.path if "://" not in self.place.uri else self.place.uri.partition("?")[0]
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """This machine's, or a store's."""
+        return self.place.filesystem
+
+    @property
+    def path(self) -> str:
+        """Where it lies there."""
+        return self.place.path
 
     @property
     def name(self) -> str:
@@ -44,7 +55,9 @@ class SourceFile:
 
     def open(self) -> pa.NativeFile:
         """Its content, decompressed where its name says so."""
-        return self.filesystem.open_input_stream(self.path)
+        end = next((end for end in COMPRESSED if self.path.endswith(end)), "")
+        stream = self.place.open()
+        return pa.CompressedInputStream(stream, _CODECS[end]) if end else stream
 
     @property
     def whole(self) -> "SourceFile":
@@ -69,61 +82,55 @@ class SourceFile:
 
 def plain_name(path: str) -> str:
     """What a path ends with, in lower case and without the end that says how it is compressed."""
+    path = path.partition("?")[0] if "://" in path else path
     name = path.rstrip("/").rpartition("/")[2].lower()
     for end in COMPRESSED:
         name = name.removesuffix(end)
     return name
 
 
-def locate(source: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it."""
-    if "://" in source:
-        filesystem, path = fs.FileSystem.from_uri(source)
-        return filesystem, path
-    return fs.LocalFileSystem(), source
-
-
-def find_files(place: str, belongs: Callable[[str], bool], expected: str) -> list[SourceFile]:
+def find_files(source: str, belongs: Callable[[str], bool], expected: str) -> list[SourceFile]:
     """The files that a file's name, a folder or a pattern such as `logs/*.csv` stands for, in order of their names.
 
     Args:
-        place: A path or URI.
+        source: A path or URI.
         belongs: Does a file of this plain name belong to the source, where a folder is named?
         expected: Such files in words, for a message.
 
     Raises:
         SourceError: There is none.
+        PlaceError: A store that cannot be named so, or fails.
     """
-    filesystem, path = locate(place)
-    info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.File:
-        return [SourceFile(filesystem, path)]
-    if info.type == fs.FileType.Directory:
-        paths = [name for name in _below(filesystem, path) if belongs(plain_name(name))]
+    place = Place.of(source)
+    kind = place.info().type
+    if kind == fs.FileType.File:
+        return [SourceFile(place)]
+    if kind == fs.FileType.Directory:
+        paths = [name for name in _below(place) if belongs(plain_name(name))]
         if not paths:
-            raise SourceError(f"data.source={place}: the folder has no {expected} files")
-    elif not glob.has_magic(path):
-        raise SourceError(f"data.source={place}: there is no such file{similar_file(filesystem, path)}")
+            raise SourceError(f"data.source={source}: the folder has no {expected} files")
+    elif not glob.has_magic(place.path):
+        raise SourceError(f"data.source={source}: there is no such file{_similar_file(place)}")
     else:
-        paths = _matching(filesystem, path)
+        paths = _matching(place)
         if not paths:
-            raise SourceError(f"data.source={place}: no file is named so")
-    return [SourceFile(filesystem, name) for name in sorted(paths)]
+            raise SourceError(f"data.source={source}: no file is named so")
+    return [SourceFile(place.at(name)) for name in sorted(paths)]
 
 
-def names_in(place: str) -> list[str] | None:
+def names_in(source: str) -> list[str] | None:
     """Plain names of the files in a folder; None if there is no such folder."""
-    filesystem, path = locate(place)
-    if filesystem.get_file_info(path).type != fs.FileType.Directory:
+    place = Place.of(source)
+    if place.info().type != fs.FileType.Directory:
         return None
-    return [plain_name(name) for name in _below(filesystem, path)]
+    return [plain_name(name) for name in _below(place)]
 
 
-def similar_file(filesystem: fs.FileSystem, path: str) -> str:
+def _similar_file(place: Place) -> str:
     """The end of a message about a file that is not there: the neighbour that may have been meant, if there is one."""
-    folder = path.rpartition("/")[0] or "."
-    beside = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    near = difflib.get_close_matches(path.rpartition("/")[2], [info.base_name for info in beside], 1)
+    folder, _, name = place.path.rpartition("/")
+    beside = place.at(folder or ".").below(recursive=False)
+    near = difflib.get_close_matches(name, [info.base_name for info in beside], 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -131,28 +138,31 @@ def similar_file(filesystem: fs.FileSystem, path: str) -> str:
 def in_words(file: SourceFile) -> Iterator[None]:
     """Turn what the file system and the decompressor raise into a SourceError."""
     try:
-        yield
+        with store_in_words(file.place):
+            yield
+    except PlaceError as error:
+        raise SourceError(f"data.source: {error}") from error
     except FileNotFoundError:
-        raise SourceError(f"{file}: there is no such file{similar_file(file.filesystem, file.path)}") from None
+        raise SourceError(f"{file}: there is no such file{_similar_file(file.place)}") from None
     except OSError as error:
         end = next((end for end in COMPRESSED if file.path.endswith(end)), "")
-        kind = {".gz": "gzip", ".zst": "zstd"}.get(end)
+        kind = _CODECS.get(end)
         advice = f"it is no whole {kind} file; fetch it again, or take {end} off its name if it is plain text; "
         raise SourceError(f"{file}: {advice if end else ''}{error}") from error
 
 
-def _below(filesystem: fs.FileSystem, folder: str) -> list[str]:
+def _below(folder: Place) -> list[str]:
     """Every file in a folder and in those below it, but for hidden ones."""
-    found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
-    return [info.path for info in found if info.is_file and not _hidden(info.path[len(folder) :])]
+    return [info.path for info in folder.below() if info.is_file and not _hidden(info.path[len(folder.path) :])]
 
 
-def _matching(filesystem: fs.FileSystem, pattern: str) -> list[str]:
+def _matching(place: Place) -> list[str]:
     """Every file whose path matches, folder by folder: `*` does not reach over a slash."""
+    pattern = place.path
     parts = pattern.split("/")
-    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     folder = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
-    found = filesystem.get_file_info(fs.FileSelector(folder, recursive=first < len(parts) - 1, allow_not_found=True))
+    found = place.at(folder).below(recursive=first < len(parts) - 1)
     wanted = PurePosixPath(pattern)
     paths = [info.path.removeprefix("./") if folder == "." else info.path for info in found if info.is_file]
     return [path for path in paths if len(PurePosixPath(path).parts) == len(wanted.parts) and _match(path, wanted)]
@@ -160,6 +170,9 @@ def _matching(filesystem: fs.FileSystem, pattern: str) -> list[str]:
 
 def _match(path: str, pattern: PurePosixPath) -> bool:
     return PurePosixPath(path).match(str(pattern))
+
+
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def _hidden(path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from raysrec.config import Columns, DataConfig, SplitConfig
 from raysrec.data import synthetic
 from raysrec.data.catalog import Source
-from raysrec.data.files import SourceFile
+from raysrec.data.files import SourceFile, in_words
 from raysrec.data.formats import GENERIC, format_of, separator_of
 from raysrec.data.sources import source_files
 
@@ -59,14 +59,13 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def stamp_of(config: DataConfig) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file of the source: other before and after reading, if it was written to.
+def stamp_of(config: DataConfig) -> list[tuple[str, int, int, str]]:
+    """Name, size, time of change (and a store's tag) of each file: other before and after reading, if written to.
 
     Raises:
         SourceError: There is no such file.
     """
-    infos = [file.filesystem.get_file_info(file.path) for file in source_files(config)]
-    return [(info.path, info.size, info.mtime_ns) for info in infos]
+    return [(file.path, *file.place.stamp()) for file in source_files(config)]
 
 
 def _what_counts(split: SplitConfig) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def _what_counts(split: SplitConfig) -> dict[str, Any]:
 
 def _hash_file(file: SourceFile) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+    with in_words(file), file.place.open() as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
             size += len(block)

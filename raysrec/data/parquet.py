@@ -53,7 +53,8 @@ class _Fault(Exception):
 def _columns(file: SourceFile, names: list[str]) -> pa.Table:
     with in_words(file):
         try:
-            opened = pq.ParquetFile(file.path, filesystem=file.filesystem)
+            remote = not file.place.is_local
+            opened = pq.ParquetFile(file.path, filesystem=file.filesystem, pre_buffer=remote)
             present = opened.schema_arrow.names
             fault = fault_of_columns(names, present)
             if fault:

@@ -1,29 +1,52 @@
 """A folder that appears whole or not at all, whoever is killed and whoever else is writing the same.
 
-It is written under a hidden name beside its own, locked meanwhile, brought to disk, and renamed. Nothing here knows
-what is written.
+On this machine it is written under a hidden name beside its own, locked meanwhile, brought to disk, and renamed. A
+store cannot rename: there its files are uploaded one by one, and the file that says what the folder holds comes last.
+Nothing here knows what is written.
 """
 
 import fcntl
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from raysrec.place import AnyPath, Place, PlaceError
+
+LAST = "manifest.json"
+"""The file that says what a folder holds: without it, nobody takes what lies there for whole."""
+
 
 @contextmanager
-def appearing_whole(folder: Path, *, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
-    """A folder to write into, which gets its name only when all of it is on disk.
+def appearing_whole(folder: AnyPath, *, is_whole: Callable[[Place], bool]) -> Iterator[Path]:
+    """A folder of this machine to write into, which gets its name, here or in a store, only when all of it is there.
 
     A killed process leaves a hidden folder that the next one removes: it is locked for as long as its process lives.
+    What it leaves in a store is written over by the next one.
 
     Args:
         folder: The name that is to appear; 16 hexadecimal digits, by which the leavings of others are known.
         is_whole: Can what lies under that name be used as it is? Then it stays, and what was written is thrown away.
+
+    Raises:
+        PlaceError: The store fails, or holds something else than what it was sent.
     """
+    place = Place.of(folder)
+    if place.is_local:
+        with _renamed(place.local, is_whole) as scratch:
+            yield scratch
+        return
+    with tempfile.TemporaryDirectory(prefix="raysrec-") as scratch_folder:
+        yield Path(scratch_folder)
+        _upload(Path(scratch_folder), place, is_whole)
+
+
+@contextmanager
+def _renamed(folder: Path, is_whole: Callable[[Place], bool]) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
     scratch, lock = _locked_folder(folder)
@@ -72,7 +95,33 @@ def _try_lock(folder: int, how: int) -> bool:
     return True
 
 
-def _rename(scratch: Path, folder: Path, is_whole: Callable[[Path], bool]) -> None:
+def _upload(scratch: Path, folder: Place, is_whole: Callable[[Place], bool]) -> None:
+    """Send every file, `LAST` at the end.
+
+    Two that send the same at the same time send the same bytes, and a store swaps a file at once; the slower one stops
+    as soon as the faster one's folder is whole.
+    """
+    if (folder / LAST).exists() and not is_whole(folder):
+        (folder / LAST).delete()
+    sizes = {path.relative_to(scratch).as_posix(): path.stat().st_size for path in scratch.rglob("*") if path.is_file()}
+    for name in sorted(sizes, key=lambda name: (name == LAST, name)):
+        if (folder / LAST).exists() and is_whole(folder):
+            return
+        if name == LAST:
+            _refuse_differences(folder, sizes)
+        (folder / name).upload(scratch / name)
+
+
+def _refuse_differences(folder: Place, sizes: dict[str, int]) -> None:
+    there = {info.path: info.size for info in folder.below()}
+    for name, size in sizes.items():
+        if name != LAST and there.get((folder / name).path) != size:
+            raise PlaceError(
+                f"{folder / name}: has {there.get((folder / name).path)} bytes, but {size} were sent to it"
+            )
+
+
+def _rename(scratch: Path, folder: Path, is_whole: Callable[[Place], bool]) -> None:
     """Give the finished folder its name, unless another process was first; a broken one in the way is moved aside."""
     while True:
         try:
@@ -81,7 +130,7 @@ def _rename(scratch: Path, folder: Path, is_whole: Callable[[Path], bool]) -> No
         except OSError:
             if not folder.is_dir():
                 raise
-        if is_whole(folder):
+        if is_whole(Place.of(folder)):
             return
         aside = _hidden_beside(folder)
         with suppress(FileNotFoundError):  # another process may be mending it, too

@@ -1,16 +1,22 @@
 """Row groups of Parquet, read ahead in a stated order: by Ray Data in a cluster, or directly by pyarrow.
 
-Both readers give the same tables in the same order; the direct one serves tests, benchmarks and debuggers.
+Both readers give the same tables in the same order; the direct one serves tests, benchmarks and debuggers. Each byte
+of a file leaves its store once in an epoch: of a row group only the columns that are needed are asked for, and the
+footer, which says where they lie, is read once by a process and travels to the tasks that read for it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.data.catalog import RowGroup
+from raysrec.place import Place, in_words
 
 COLUMNS = ["user", "items", "times"]
 READ_INTERACTIONS = 1_000_000
@@ -19,6 +25,9 @@ READ_INTERACTIONS = 1_000_000
 READING_CPUS = 0.5
 """What such a task asks Ray for: it mostly waits for storage."""
 
+FOOTERS_AT_ONCE = 16
+"""Footers that are fetched at the same time: of many files, one after the other would take minutes in a store."""
+
 Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
 
@@ -26,7 +35,7 @@ Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 def read_directly(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
     """One table per row group, read when it is asked for."""
     for group in groups:
-        yield _read(str(group.path), group.index)
+        yield _read(group.path, [group.index], footer_of(group.path))
 
 
 def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
@@ -41,13 +50,33 @@ def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         return
     work = [{"paths": [str(g.path) for g in unit], "indices": [g.index for g in unit]} for unit in units]
     tables = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        _read_unit, batch_size=None, batch_format="numpy", num_cpus=READING_CPUS
+        _read_unit,
+        fn_args=(ray.put(_footers({group.path for group in groups})),),
+        batch_size=None,
+        batch_format="numpy",
+        num_cpus=READING_CPUS,
     )
     # The order is part of the result: batches must not depend on which task ends first.
     tables.context.execution_options.preserve_order = True
     tables.context.enable_progress_bars = False
     for block in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         yield from _split(block)
+
+
+@lru_cache(maxsize=1024)
+def footer_of(file: Place) -> pq.FileMetaData:
+    """What the end of a Parquet file says about it; asked for once by a process, since prepared files never change.
+
+    Raises:
+        PlaceError: The store fails.
+    """
+    with in_words(file), pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
+        return opened.metadata
+
+
+def _footers(files: set[Place]) -> dict[str, pq.FileMetaData]:
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return dict(zip(map(str, files), pool.map(footer_of, files), strict=True))
 
 
 def _units(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
@@ -63,13 +92,29 @@ def _units(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
     return units
 
 
-def _read_unit(batch: dict[str, np.ndarray]) -> pa.Table:
-    tables = []
-    for paths, indices in zip(batch["paths"], batch["indices"], strict=True):
-        for place, (path, index) in enumerate(zip(paths, indices, strict=True)):
-            table = _read(str(path), int(index))
+def _read_unit(batch: dict[str, np.ndarray], footers_ref: Any) -> pa.Table:
+    """A Ray Data task: the row groups of one unit, and beside each row its row group's place in the unit."""
+    import ray
+
+    footers, tables = ray.get(footers_ref), []
+    for paths, indices in zip(batch["paths"].tolist(), batch["indices"].tolist(), strict=True):
+        for place, table in enumerate(_read_together(paths, indices, footers)):
             tables.append(table.append_column("place", pa.array(np.full(len(table), place, dtype=np.int32))))
     return pa.concat_tables(tables).combine_chunks()
+
+
+def _read_together(paths: Any, indices: Any, footers: Mapping[str, pq.FileMetaData]) -> list[pa.Table]:
+    """One table per row group, in the order asked for; each file is opened once and its row groups read at once."""
+    tables: dict[tuple[str, int], pa.Table] = {}
+    asked_for = [(str(path), int(index)) for path, index in zip(paths, indices, strict=True)]
+    for path, wanted in groupby(sorted(set(asked_for)), key=lambda pair: pair[0]):
+        numbers = [number for _, number in wanted]
+        table, start = _read(Place(path), numbers, footers[path]), 0
+        for number in numbers:
+            rows = footers[path].row_group(number).num_rows
+            tables[path, number] = table.slice(start, rows)
+            start += rows
+    return [tables[one] for one in asked_for]
 
 
 def _split(block: pa.Table) -> Iterator[pa.Table]:
@@ -79,6 +124,9 @@ def _split(block: pa.Table) -> Iterator[pa.Table]:
         yield block.slice(start, stop - start).select(COLUMNS)
 
 
-def _read(path: str, index: int) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(index, columns=COLUMNS)
+def _read(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> pa.Table:
+    with (
+        in_words(file),
+        pq.ParquetFile(file.path, filesystem=file.filesystem, metadata=footer, pre_buffer=True) as opened,
+    ):
+        return opened.read_row_groups(indices, columns=COLUMNS)

@@ -33,7 +33,7 @@ class TextBlock(SourceFile):
     @property
     def whole(self) -> SourceFile:
         """The file."""
-        return SourceFile(self.filesystem, self.path)
+        return SourceFile(self.place)
 
     @property
     def is_beginning(self) -> bool:
@@ -48,9 +48,6 @@ class TextBlock(SourceFile):
             while left and (read := stream.read(min(left, _STEP))):
                 lines, left = lines + read.count(b"\n"), left - len(read)
         return lines
-
-    def __str__(self) -> str:
-        return self.path
 
 
 def read_stretch(file: SourceFile, start: int, stop: int | None, cut: re.Pattern[bytes]) -> Iterator[TextBlock]:
@@ -67,7 +64,7 @@ def read_stretch(file: SourceFile, start: int, stop: int | None, cut: re.Pattern
         end = source.size() if stop is None else _first_beginning(source, stop, cut)
         content = source.read_at(end - begin, begin) if begin < end else b""
     if content:
-        yield TextBlock(file.filesystem, file.path, content, begin)
+        yield TextBlock(file.place, content, begin)
 
 
 def read_from_start(file: SourceFile, num_bytes: int, cut: re.Pattern[bytes]) -> Iterator[TextBlock]:
@@ -81,7 +78,7 @@ def read_from_start(file: SourceFile, num_bytes: int, cut: re.Pattern[bytes]) ->
                 read, more = read + step, bool(step)
             stop = found.end() if found else len(read)
             if stop:
-                yield TextBlock(file.filesystem, file.path, read[:stop], start)
+                yield TextBlock(file.place, read[:stop], start)
             start, read = start + stop, read[stop:]
 
 

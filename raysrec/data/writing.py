@@ -99,7 +99,7 @@ def write_shard(tables: Iterable[pa.Table], rule: SplitRule, directory: Place, n
         for table in tables:
             writer.write_table(table, row_group_size=len(table))
             sizes.append(_size_of(table, rule))
-    return Shard(file=file, bytes=place.size or 0, row_groups=tuple(sizes))
+    return Shard(file=file, bytes=place.info().size or 0, row_groups=tuple(sizes))
 
 
 def write_catalog(item_ids: pa.Array, counts: ItemCounts, directory: Place) -> int:
@@ -108,7 +108,7 @@ def write_catalog(item_ids: pa.Array, counts: ItemCounts, directory: Place) -> i
     table = pa.table([numbers, item_ids, counts.interactions[1:], counts.learned[1:]], schema=CATALOG_SCHEMA)
     place = directory / "catalog.parquet"
     pq.write_table(table, place.path, filesystem=place.filesystem, compression="zstd")
-    return place.size or 0
+    return place.info().size or 0
 
 
 def write_manifest(written: Written, config: DataConfig, facts: dict[str, Any], directory: Place) -> None:

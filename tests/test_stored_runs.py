@@ -1,0 +1,141 @@
+"""Whole runs whose data and directory lie in a real S3 server, with nothing kept on the machine that trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from s3_proxy import Fault
+from test_resume import kill_when
+
+from raysrec.checkpoint import RunDirectory
+from raysrec.command_line import overlay, validate
+from raysrec.data.loader import epoch_steps
+from raysrec.data.reading import read_with_ray
+from raysrec.place import Place
+from raysrec.prepare import prepare
+from raysrec.runtime import ray_session
+
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+SETTINGS = {
+    "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 3},
+    "model": {"name": "recgrela", "dim": 16, "num_blocks": 2, "max_length": 20},
+    "train": {"epochs": 3, "batch_targets": 256, "learning_rate": 0.01, "warmup_steps": 5, "schedule": "cosine"},
+    "scale": {"workers": 2, "threads_per_worker": 1},
+}
+
+
+@pytest.fixture
+def machine(tmp_path_factory):
+    """A machine with nothing on it: its command lines run in a folder of their own, with a Ray of their own."""
+
+    def make(settings, *, environment=None):
+        folder = tmp_path_factory.mktemp("machine")
+        (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+        sessions = Path("/tmp") / f"raysrec-{os.getpid()}-{folder.name}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        root = str(Path(__file__).parent.parent)
+        kept |= {"RAY_TMPDIR": str(sessions), "PYTHONPATH": root, "TMPDIR": str(folder)} | (environment or {})
+        return folder, sessions, kept
+
+    return make
+
+
+def say(machine, *arguments, verb="train", **options):
+    folder, _, environment = machine
+    command = [sys.executable, "-m", f"raysrec.{verb}", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, **options)
+
+
+def find(secret, folder):
+    """Files in which the secret stands."""
+    done = subprocess.run(
+        ["grep", "--recursive", "--files-with-matches", secret, folder], capture_output=True, text=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, machine, tmp_path):
+    storage = {"storage": {"root": f"{s3}/runs", "name": "one"}, "data": {"prepared": f"{s3}/prepared"}}
+    settings = overlay(SETTINGS, storage)
+    run = RunDirectory(f"{s3}/runs/one")
+    folder, sessions, environment = machine(settings)
+    command = [sys.executable, "-m", "raysrec.train", "--config", "run.yaml"]
+    log = (tmp_path / "first.log").open("w")
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stdout=log, stderr=log)
+    kill_when(process, (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file, within_s=500)
+    assert not run.metrics_file.is_file()
+    assert find(s3_server.secret_key, sessions) == []
+    assert find(s3_server.secret_key, folder) == []
+    assert find(s3_server.secret_key, tmp_path) == []
+
+    second = machine(settings)
+    done = say(second, "--config", "run.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in second[0].iterdir()] == ["run.yaml"]
+    epochs = [event["epoch"] for event in events(run) if event["kind"] == "step"]
+    assert max(epochs) == 3
+    expected = {"config.yaml", "provenance.json", "log.jsonl", "tensorboard", "checkpoints", "model", "ranks.parquet"}
+    assert {info.base_name for info in run.path.below(recursive=False)} == expected | {"metrics.json"}
+    metrics = json.loads(run.metrics_file.read_text())
+
+    third = machine(settings)
+    table = say(third, f"{s3}/runs/*", verb="report")
+    assert table.returncode == 0, table.stderr
+    assert table.stdout in done.stdout
+    again = say(third, f"{s3}/runs/one", "scale.workers=1", verb="evaluate")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(run.metrics_file.read_text())["splits"] == metrics["splits"]
+
+    assert s3_server.secret_key not in done.stdout + done.stderr + table.stdout + again.stdout + again.stderr
+    for info in run.path.below():
+        if info.is_file:
+            assert s3_server.secret_key.encode() not in run.path.at(info.path).read_bytes()
+    for other in (second, third):
+        assert find(s3_server.secret_key, other[0]) == find(s3_server.secret_key, other[1]) == []
+    assert find("raysrec", sessions)  # there was something to look through
+
+
+def events(run):
+    return [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_workers(s3, proxy, monkeypatch):
+    monkeypatch.setattr("raysrec.data.reading.READ_INTERACTIONS", 100_000)
+    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
+    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
+    synthetic = {"synthetic": {"num_users": 8_000, "num_items": 3_000, "mean_length": 60}}
+    config = validate(overlay(SETTINGS, {"data": {**synthetic, "num_streams": 4, "prepared": f"{s3}/prepared"}}))
+    data = prepare(config.data)
+    size = sum(shard.bytes for shard in data.manifest.shards)
+    with ray_session(config.scale):
+        for epoch, most in ((0, 1.05), (1, 1.0)):
+            proxy.clear()
+            for worker in range(2):
+                found = epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=2)
+                assert sum(1 for _ in found) > 10
+            assert 0.5 < proxy.bytes_read("part-") / size <= most
+            assert proxy.count("GET", "part-") <= 2 * len(data.row_groups())
+
+
+@pytest.mark.parametrize(("part", "method"), [("best.safetensors", "PUT"), ("part-00000.parquet", "GET")])
+def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, proxy, machine, part, method):
+    query = "?max_attempts=3&request_timeout=2"
+    storage = {"storage": {"root": f"{s3}/runs{query}"}, "data": {"prepared": f"{s3}/prepared{query}"}}
+    settings = overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}})
+    one = machine(settings)
+    assert say(one, "--config", "run.yaml", verb="prepare").returncode == 0
+    proxy.faults.append(Fault(10_000, method=method, key=part, status=503))
+    done = say(one, "--config", "run.yaml")
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert part in last
+    assert "the store failed, 3 times; run this again when it is well" in last
+    proxy.faults.clear()
+    assert say(one, "--config", "run.yaml").returncode == 0
+    assert Place.of(f"{s3}/runs/synthetic-recgrela/metrics.json").is_file()
