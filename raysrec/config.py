@@ -313,7 +313,7 @@ class TrainConfig(Section):
     epochs: Count = 50
     """Passes over all targets, at most."""
     max_steps: Count | None = None
-    """Updates after which training ends at the latest, in the middle of an epoch if need be; the schedule ends there."""
+    """Updates after which training ends at the latest, also in the middle of an epoch; the schedule ends there."""
     batch_targets: Count = 2_048
     """Targets per update, over all workers; a batch may exceed it by part of one history."""
     micro_batch_tokens: Count = 32_768

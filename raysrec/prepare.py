@@ -19,7 +19,7 @@ from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
 from raysrec.data.in_memory import prepare_in_memory
-from raysrec.data.publishing import appearing_whole
+from raysrec.data.publishing import appearing_by_parts, appearing_whole
 from raysrec.data.splits import HELD_OUT
 from raysrec.data.tasks import run_with_ray
 from raysrec.data.writing import write_manifest
@@ -61,16 +61,18 @@ def prepare(
                 f"data.source={config.source}: changed while it was read; prepare again when it is complete"
             )
 
-    appears = appearing_whole(folder, is_whole=lambda there: _opened(there) is not None)
+    def is_whole(there: Place) -> bool:
+        return _opened(there) is not None
+
     facts = {"name": config.name, "fingerprint": fingerprint, "source": source}
     if is_distributed(config):
         progress(f"preparing {config.source} in tasks")
-        with ray_session(scale, cpus=len(os.sched_getaffinity(0))), appears as scratch:
-            directory, run = Place.of(scratch.resolve()), partial(run_with_ray, bar=partial(stage, say=progress))
+        run, cpus = partial(run_with_ray, bar=partial(stage, say=progress)), len(os.sched_getaffinity(0))
+        with ray_session(scale, cpus=cpus), appearing_by_parts(folder, is_whole=is_whole) as directory:
             written = prepare_in_tasks(config, directory, run, after_reading=refuse_changed)
             write_manifest(written, config, facts, directory)
     else:
-        with appears as scratch:
+        with appearing_whole(folder, is_whole=is_whole) as scratch:
             directory = Place.of(scratch)
             written = prepare_in_memory(config, directory, after_reading=refuse_changed, say=progress)
             write_manifest(written, config, facts, directory)

@@ -12,6 +12,7 @@ task here maps the bucket that it needs.
 """
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from raysrec.data.catalog import Shard
 from raysrec.data.counts import Counts, ItemCounts, refuse_empty
 from raysrec.data.filters import outside
 from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
+from raysrec.data.publishing import SCRATCH
 from raysrec.data.shares import (
     Span,
     deal_histories,
@@ -76,7 +78,7 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
         SourceError: The source cannot be read.
         ValueError: Nothing is left after filtering.
     """
-    scratch = directory / "scratch"
+    scratch = directory / f"{SCRATCH}{uuid.uuid4().hex}"  # others may be writing the same
     scratch.filesystem.create_dir(scratch.path)
     num_shares = min(max(-(-_about_interactions(config) // SHARE_INTERACTIONS), 1), MOST_SHARES)
     source = _read(config, scratch, num_shares, run)
@@ -100,7 +102,7 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
         catalog_bytes=write_catalog(numbers.item_ids, of_items, directory),
         shards=_write(scratch, directory, num_shares, numbers, rule, run),
     )
-    scratch.filesystem.delete_dir(scratch.path)
+    scratch.delete()
     return written
 
 

@@ -13,9 +13,15 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from raysrec.place import AnyPath, Place, PlaceError
+
+SCRATCH = "scratch-"
+"""How the names of folders begin that lie in a folder only while it is written."""
+ABANDONED_AFTER = timedelta(days=1)
+"""So long after its last change, a scratch folder in a store is a killed process's."""
 
 LAST = "manifest.json"
 """The file that says what a folder holds: without it, nobody takes what lies there for whole."""
@@ -43,6 +49,35 @@ def appearing_whole(folder: AnyPath, *, is_whole: Callable[[Place], bool]) -> It
     with tempfile.TemporaryDirectory(prefix="raysrec-") as scratch_folder:
         yield Path(scratch_folder)
         _upload(Path(scratch_folder), place, is_whole)
+
+
+@contextmanager
+def appearing_by_parts(folder: Place, *, is_whole: Callable[[Place], bool]) -> Iterator[Place]:
+    """A folder that all machines of a cluster can write into, which counts as whole only when all of it is there.
+
+    On this machine (or a disk that all share) it is a hidden one, as with `appearing_whole`. In a store it is the
+    folder itself, into which `LAST` must be written last.
+    """
+    if folder.is_local:
+        with _renamed(folder.local, is_whole) as scratch:
+            yield Place.of(scratch.resolve())
+        return
+    if (folder / LAST).exists() and not is_whole(folder):
+        (folder / LAST).delete()
+    _sweep_store(folder)
+    yield folder
+
+
+def _sweep_store(folder: Place) -> None:
+    """Remove the scratch folders of processes that were killed long ago; a store has no locks to tell it at once."""
+    changed: dict[str, datetime] = {}
+    for info in folder.below():
+        name = info.path.removeprefix(f"{folder.path}/").partition("/")[0]
+        if info.is_file and name.startswith(SCRATCH):
+            changed[name] = max(changed.get(name, info.mtime), info.mtime)
+    for name, last in changed.items():
+        if datetime.now(UTC) - last > ABANDONED_AFTER:
+            (folder / name).delete()
 
 
 @contextmanager
