@@ -72,10 +72,10 @@ def prepare(
             written = prepare_in_tasks(config, directory, run, after_reading=refuse_changed)
             write_manifest(written, config, facts, directory)
     else:
+        write = prepare_in_memory(config, after_reading=refuse_changed, say=progress)
         with appearing_whole(folder, is_whole=is_whole) as scratch:
             directory = Place.of(scratch)
-            written = prepare_in_memory(config, directory, after_reading=refuse_changed, say=progress)
-            write_manifest(written, config, facts, directory)
+            write_manifest(write(directory), config, facts, directory)
     return PreparedData.open(folder)
 
 

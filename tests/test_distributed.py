@@ -55,7 +55,7 @@ def write(config, folder, how):
     folder.mkdir()
     directory = Place.of(folder)
     if how == "in memory":
-        written = prepare_in_memory(config, directory, after_reading=lambda: None, say=lambda line: None)
+        written = prepare_in_memory(config, after_reading=lambda: None, say=lambda line: None)(directory)
     else:
         written = prepare_in_tasks(config, directory, HERE, after_reading=lambda: None)
     facts = {"name": "a", "fingerprint": "0" * 16, "source": Source(path="a", bytes=0, sha256="")}

@@ -204,7 +204,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(config, monkeypatch):
     monkeypatch.setattr(in_memory, "read", read_and_append)
     with pytest.raises(SourceError, match="changed while it was read"):
         prepare(settings)
-    assert os.listdir(settings.prepared) == []
+    assert not Path(settings.prepared).exists()
 
 
 def test_an_error_while_writing_leaves_nothing(config, monkeypatch):

@@ -178,7 +178,7 @@ def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, sourc
         counts, staying, user_dropped = np.zeros(len(items), np.int64), [], False
         for stay, item_counts, dropped in found:
             staying.append(stay)
-            counts += item_counts
+            counts[item_counts.items] += item_counts.values
             user_dropped |= dropped
         gone = items & outside(counts, config.item_interactions)
         if not (user_dropped or counts[gone].any()):
@@ -191,7 +191,8 @@ def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, ru
     first_of_items = np.full(len(kept.items), NOWHERE)
     first_of_users, lengths = [], []
     for appearance in found:
-        np.minimum(first_of_items, appearance.items, out=first_of_items)
+        here = appearance.items
+        first_of_items[here.items] = np.minimum(first_of_items[here.items], here.values)
         first_of_users.append(appearance.users)
         lengths.append(appearance.lengths)
     users, order = number_by_position(np.concatenate(first_of_users))
@@ -216,9 +217,10 @@ def _order(
     task = partial(deal_histories, scratch, kept.items, numbers.items, source.per_second, rule, spans)
     work = list(zip(range(len(kept.users)), kept.users, numbers.users, strict=True))
     counts, of_items = Counts(), ItemCounts.none(len(numbers.item_ids))
-    for more, more_of_items in run("ordering", task, work):
+    for more, interactions, learned in run("ordering", task, work):
         counts += more
-        of_items += more_of_items
+        of_items.interactions[interactions.items] += interactions.values
+        of_items.learned[learned.items] += learned.values
     remove_files(scratch, "share-")
     return counts, of_items
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.data.filters import outside
-from raysrec.data.histories import BoolArray, Histories, first_positions
+from raysrec.data.histories import NOWHERE, BoolArray, Histories, first_positions
 from raysrec.data.splits import IntArray
 from raysrec.schema import Interval
 
@@ -126,7 +126,22 @@ class Kept:
         return np.repeat(self.users, np.diff(grouped.offsets)) & self.items[grouped.items]
 
 
-def filter_users(grouped: Grouped, kept: Kept, allowed: Interval) -> tuple[BoolArray, IntArray, bool]:
+@dataclass(frozen=True, eq=False)
+class OfItems:
+    """A number for each item that some users have: all items are too many to be sent for each share."""
+
+    items: NDArray[np.int32]
+    """Codes or numbers of items, each once."""
+    values: IntArray
+
+    @classmethod
+    def of(cls, values: IntArray, nothing: int = 0) -> "OfItems":
+        """Of numbers for all items, which are `nothing` where the users do not have the item."""
+        items = np.flatnonzero(values != nothing)
+        return cls(items.astype(np.int32), values[items])
+
+
+def filter_users(grouped: Grouped, kept: Kept, allowed: Interval) -> tuple[BoolArray, OfItems, bool]:
     """One round of `filters.keep_intervals`, as far as it concerns one share of the users.
 
     Returns:
@@ -136,7 +151,7 @@ def filter_users(grouped: Grouped, kept: Kept, allowed: Interval) -> tuple[BoolA
     counts = _sums(rows, grouped.offsets)
     dropped = kept.users & outside(counts, allowed)
     item_counts = np.bincount(grouped.items[rows], minlength=len(kept.items))
-    return kept.users & ~dropped, item_counts, bool(counts[dropped].any())
+    return kept.users & ~dropped, OfItems.of(item_counts), bool(counts[dropped].any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +159,7 @@ class Appearance:
     """Where the users of a share and all items first appear among the interactions kept; `NOWHERE` for none."""
 
     users: IntArray
-    items: IntArray
+    items: OfItems
     lengths: IntArray
     """Interactions kept of each user."""
 
@@ -156,7 +171,7 @@ def appearance_of(grouped: Grouped, kept: Kept) -> Appearance:
     positions = grouped.positions[rows]
     return Appearance(
         first_positions(users, positions, len(grouped.user_ids)),
-        first_positions(grouped.items[rows], positions, len(kept.items)),
+        OfItems.of(first_positions(grouped.items[rows], positions, len(kept.items)), NOWHERE),
         _sums(rows, grouped.offsets),
     )
 

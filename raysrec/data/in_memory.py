@@ -19,13 +19,12 @@ from raysrec.place import Place
 
 
 def prepare_in_memory(
-    config: DataConfig, directory: Place, *, after_reading: Callable[[], None], say: Callable[[str], None]
-) -> Written:
-    """Write all files of a prepared data set but for the manifest.
+    config: DataConfig, *, after_reading: Callable[[], None], say: Callable[[str], None]
+) -> Callable[[Place], Written]:
+    """Read, filter, number and order; what is returned writes all files of the data set but for the manifest.
 
     Args:
         config: Source and rules.
-        directory: Where to write.
         after_reading: Called when the source will not be read any more.
         say: Is told in one line what is done next.
 
@@ -41,21 +40,25 @@ def prepare_in_memory(
     rule = find_rule(config.split, histories.seconds)
     counts, of_items = count_histories(histories, rule, len(item_ids))
     refuse_empty(counts, rule, histories.per_second)
-    say(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users")
-    return Written(
-        left_out_rows=interactions.left_out,
-        source_users=_distinct(interactions.table, "user"),
-        source_items=_distinct(interactions.table, "item"),
-        source_interactions=len(interactions.table),
-        floored_times=interactions.floored_times,
-        per_second=interactions.per_second,
-        filter_rounds=rounds,
-        num_items=len(item_ids),
-        split=rule,
-        counts=counts,
-        catalog_bytes=write_catalog(item_ids, of_items, directory),
-        shards=write_histories(histories, rule, directory),
-    )
+
+    def write(directory: Place) -> Written:
+        say(f"writing {len(histories.items)} interactions of {len(histories.user_ids)} users")
+        return Written(
+            left_out_rows=interactions.left_out,
+            source_users=_distinct(interactions.table, "user"),
+            source_items=_distinct(interactions.table, "item"),
+            source_interactions=len(interactions.table),
+            floored_times=interactions.floored_times,
+            per_second=interactions.per_second,
+            filter_rounds=rounds,
+            num_items=len(item_ids),
+            split=rule,
+            counts=counts,
+            catalog_bytes=write_catalog(item_ids, of_items, directory),
+            shards=write_histories(histories, rule, directory),
+        )
+
+    return write
 
 
 def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Histories, pa.Array, int]:

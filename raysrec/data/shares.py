@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from raysrec.config import DataConfig
 from raysrec.data.blocks import Block, read_pieces
 from raysrec.data.catalog import HISTORY_SCHEMA, Shard
-from raysrec.data.counts import Counts, ItemCounts
+from raysrec.data.counts import Counts
 from raysrec.data.grouping import (
     GROUPED_SCHEMA,
     Appearance,
     Grouped,
     Kept,
+    OfItems,
     appearance_of,
     filter_users,
     group_by_user,
@@ -107,7 +108,7 @@ def group_share(scratch: Place, pieces: Sequence[tuple[str, int]], share: int) -
 
 def filter_share(
     scratch: Place, items: BoolArray, allowed: Interval, share: int, users: BoolArray
-) -> Iterator[tuple[BoolArray, IntArray, bool]]:
+) -> Iterator[tuple[BoolArray, OfItems, bool]]:
     """`grouping.filter_users` of a share."""
     yield filter_users(_share(scratch, share), Kept(users, items), allowed)
 
@@ -133,13 +134,17 @@ def deal_histories(
     share: int,
     users: BoolArray,
     user_numbers: NDArray[np.int32],
-) -> Iterator[tuple[Counts, ItemCounts]]:
-    """Deal a share's histories into the row groups they will be written to; yields what is counted of them."""
+) -> Iterator[tuple[Counts, OfItems, OfItems]]:
+    """Deal a share's histories into the row groups they will be written to.
+
+    Yields what is counted of them, the interactions of each item, and those of them that are learned from.
+    """
     histories = number_histories(_share(scratch, share), Kept(users, items), user_numbers, item_numbers, per_second)
     cuts = np.searchsorted(histories.users, [1 + spans[0][0], *(1 + last for _, last in spans)]).tolist()
     tables = (history_table(histories, *span) for span in pairwise(cuts))
     write_buckets(scratch / f"histories-{share}", tables, HISTORY_SCHEMA)
-    yield count_histories(histories, rule, int(item_numbers.max()))
+    counts, of_items = count_histories(histories, rule, int(item_numbers.max()))
+    yield counts, OfItems.of(of_items.interactions), OfItems.of(of_items.learned)
 
 
 def write_row_groups(
