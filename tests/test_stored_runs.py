@@ -1,7 +1,9 @@
 """Whole runs whose data and directory lie in a real S3 server, with nothing kept on the machine that trains."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +69,11 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     command = [sys.executable, "-m", "raysrec.train", "--config", "run.yaml"]
     log = (tmp_path / "first.log").open("w")
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, stdout=log, stderr=log)
-    kill_when(process, (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file, within_s=500)
+    try:
+        kill_when(process, (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file, within_s=500)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert not run.metrics_file.is_file()
     assert find(s3_server.secret_key, sessions) == []
     assert find(s3_server.secret_key, folder) == []

@@ -12,13 +12,16 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from s3_proxy import Fault
 from s3_server import free_ports, wait_for
 
 from raysrec import prepare as verb
-from raysrec import stores
-from raysrec.command_line import run_verb
+from raysrec import report, stores
+from raysrec.checkpoint import RunDirectory, RunError
+from raysrec.command_line import run_verb, validate
 from raysrec.config import DataConfig, RunConfig
 from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData, PreparedDataError
@@ -26,8 +29,10 @@ from raysrec.data.files import SourceError
 from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import footer_of, read_directly
 from raysrec.data.sources import read
+from raysrec.models import build_model
 from raysrec.place import Place, PlaceError
 from raysrec.prepare import find_prepared, prepare
+from raysrec.progress import Recorder
 
 pytestmark = pytest.mark.s3
 
@@ -367,3 +372,49 @@ def test_googles_store_is_used_like_any_other(gs, tmp_path):
         prepare(data_config(gs.replace("raysrec", "no-such-bucket/*.csv", 1), tmp_path, format="csv"))
     (bucket / "prepared").delete()
     assert not stored.directory.exists()
+
+
+def test_the_directory_of_a_run_in_a_store_is_one_like_any_other(s3, monkeypatch, capsys):
+    config = validate({"model": {"name": "recgrela", "dim": 16}, "storage": {"root": f"{s3}/runs", "name": "one"}})
+    run = RunDirectory(config.run_directory)
+    with pytest.raises(RunError, match=r"is no run, it has no config\.yaml"):
+        RunDirectory.open(run.path)
+    run.start(config, "0123456789abcdef")
+    assert RunDirectory.open(str(run.path)).config() == config
+    assert run.other_settings(config) == ""
+    with pytest.raises(RunError, match="was begun on data 0123456789abcdef, but the source now gives other"):
+        run.start(config, "other")
+    weights = build_model(config.model, 5).state_dict()
+    run.save_model(config, 5, weights)
+    before = run.weights_stamp()
+    loaded = run.load_model().state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+    run.save_model(config, 5, {name: value + 1 for name, value in weights.items()})
+    assert run.weights_stamp() != before
+    run.save_ranks(pa.table({"rank": [1, 2]}))
+    with run.ranks_file.at_hand() as file:
+        assert pq.read_table(file)["rank"].to_pylist() == [1, 2]
+    monkeypatch.setattr("sys.argv", ["report", f"{s3}/runs/*"])
+    with pytest.raises(SystemExit, match="0"):
+        run_verb(report.main, report._parser())
+    assert re.search(r"^one +not finished", capsys.readouterr().out, re.MULTILINE)
+    run.save_metrics({"splits": {}})
+    assert json.loads(run.metrics_file.read_text()) == {"splits": {}}
+    run.path.delete()
+    assert not run.path.exists()
+
+
+def test_a_log_in_a_store_goes_on_on_another_machine_and_waits_for_a_store_that_fails(s3, proxy):
+    place = Place.of(f"{s3}/run?{HASTY}")
+    step = {"kind": "step", "step": 1, "loss": 0.5}
+    validation = {"kind": "validation", "step": 1, "validation/ndcg@10": 0.25}
+    for epoch in (1, 2):
+        with Recorder(place) as recorder:
+            recorder.record({**step, "epoch": epoch})
+            proxy.faults.append(Fault(4, method="POST", status=503))
+            recorder.record({**validation, "epoch": epoch})
+            proxy.faults.clear()
+            recorder.record({"kind": "note", "text": "more"})
+        events = [json.loads(line) for line in (place / "log.jsonl").read_text().splitlines()]
+        assert [event.get("epoch") for event in events] == [1, 1, None, 2, 2, None][: 3 * epoch]
+        assert len([info for info in (place / "tensorboard").below() if info.is_file]) == epoch
