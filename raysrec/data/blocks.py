@@ -106,7 +106,7 @@ def read_pieces(config: DataConfig, blocks: Sequence[Block]) -> Iterator[Interac
         yield _joined(parts, per_second)
 
 
-_BYTES_OF_LINE, _COMPRESSED_BYTES_OF_LINE, _PARQUET_BYTES_OF_ROW = 16, 4, 8
+_BYTES_OF_LINE, _COMPRESSED_BYTES_OF_LINE, _PARQUET_BYTES_OF_ROW = 16, 4, 4
 """Rather too few, so that rather too many interactions are expected."""
 
 
