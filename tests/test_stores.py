@@ -8,8 +8,11 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +32,7 @@ from raysrec.data.files import SourceError
 from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import footer_of, read_directly
 from raysrec.data.sources import read
+from raysrec.data.tasks import run_here
 from raysrec.models import build_model
 from raysrec.place import Place, PlaceError
 from raysrec.prepare import find_prepared, prepare
@@ -132,13 +136,36 @@ def test_what_is_prepared_in_a_store_equals_what_is_prepared_here_byte_for_byte(
     assert contents(stored.directory) == before
 
 
+def test_what_tasks_prepare_in_a_store_equals_what_is_prepared_here(source, s3, tmp_path, monkeypatch):
+    @contextmanager
+    def no_session(*_, **__):
+        yield
+
+    monkeypatch.setattr("raysrec.prepare.ray_session", no_session)
+    monkeypatch.setattr("raysrec.prepare.run_with_ray", run_here)
+    monkeypatch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", 500)
+    here = prepare(data_config(str(source), tmp_path / "prepared"))
+    config = data_config(str(source), f"{s3}/prepared", distributed=True)
+    folder = Place.of(config.prepared) / here.manifest.fingerprint
+    left = folder / "scratch-0" / "pieces-0"
+    left.write("of a killed process")
+
+    whole = prepare(config)
+    assert contents(whole.directory) == {**contents(here.directory), "/scratch-0/pieces-0": b"of a killed process"}
+    (folder / "manifest.json").delete()
+    assert find_prepared(config) is None
+    monkeypatch.setattr(publishing, "ABANDONED_AFTER", timedelta(0))
+    time.sleep(1)  # a store counts whole seconds
+    assert contents(prepare(config).directory) == contents(here.directory)
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(source, s3, monkeypatch):
     def read_and_change(config):
         found = read(config)
         source.write(csv(LINES[::-1]))
         return found
 
-    monkeypatch.setattr("raysrec.prepare.read", read_and_change)
+    monkeypatch.setattr("raysrec.data.in_memory.read", read_and_change)
     with pytest.raises(SourceError, match="changed while it was read"):
         prepare(data_config(str(source), f"{s3}/prepared"))
 
@@ -308,7 +335,7 @@ def error_of(settings, tmp_path, monkeypatch, capsys):
 
 def test_a_missing_bucket_is_said_before_anything_is_read(s3, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.csv").write_text(csv(LINES))
-    monkeypatch.setattr("raysrec.prepare.read", None)
+    monkeypatch.setattr("raysrec.data.in_memory.read", None)
     settings = [f"data.source={tmp_path}/a.csv", "data.prepared=s3://no-such-bucket/prepared"]
     error = error_of(settings, tmp_path, monkeypatch, capsys)
     assert "there is no bucket no-such-bucket; make it, or mend its name or the endpoint" in error
