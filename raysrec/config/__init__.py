@@ -1,0 +1,28 @@
+"""What a run is: one frozen RunConfig, made from YAML files and `key=value` at the edge, sent to workers as JSON.
+
+Every default lives here (or in a model's `Config`), once, with its help text under it. Nothing below this folder
+reads a dictionary of settings, an environment variable or the command line.
+"""
+
+from raysrec.config.data import Columns, DataConfig
+from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, TrainConfig
+from raysrec.config.run import RunConfig
+from raysrec.config.running import EvaluateConfig, ScaleConfig, StorageConfig
+from raysrec.config.split import SplitConfig
+from raysrec.config.synthetic import FIRST_SESSION, SyntheticConfig
+
+__all__ = [
+    "FIRST_SESSION",
+    "ClozeConfig",
+    "Columns",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluateConfig",
+    "LossConfig",
+    "RunConfig",
+    "ScaleConfig",
+    "SplitConfig",
+    "StorageConfig",
+    "SyntheticConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,100 @@
+"""All sections together, and what must hold between them."""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from pydantic import Field, model_validator
+
+from raysrec.config.data import DataConfig
+from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, TrainConfig
+from raysrec.config.running import EvaluateConfig, ScaleConfig, StorageConfig
+from raysrec.models import MODELS, ModelConfig, build_model
+from raysrec.place import Place
+from raysrec.schema import Section
+
+if TYPE_CHECKING:
+    AnyModelConfig = ModelConfig
+else:
+    AnyModelConfig = Annotated[reduce(or_, (model.Config for model in MODELS.values())), Field(discriminator="name")]
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    data: DataConfig = DataConfig()
+    """Interactions and the layout of an epoch."""
+    model: AnyModelConfig
+    """The model; `model.name` decides which further keys there are."""
+    loss: LossConfig = LossConfig()
+    """The loss."""
+    train: TrainConfig = TrainConfig()
+    """Learning."""
+    engine: EngineConfig = EngineConfig()
+    """Updates."""
+    scale: ScaleConfig = ScaleConfig()
+    """Workers."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Ranking."""
+    storage: StorageConfig = StorageConfig()
+    """The run directory."""
+
+    @property
+    def run_directory(self) -> Place:
+        """Where the run is kept."""
+        return Place.of(self.storage.root) / (self.storage.name or f"{self.data.name}-{self.model.name}")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunConfig":
+        if self.engine.extra and self.engine.name != "deepspeed":
+            raise ValueError(
+                f"engine.extra is DeepSpeed's, and engine.name={self.engine.name} would ignore it; "
+                "set engine.name=deepspeed or drop engine.extra"
+            )
+        if "stage" in self.engine.extra.get("zero_optimization", {}):
+            raise ValueError(
+                "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
+            )
+        if self.train.optimizer == "muon" and self.engine.name != "torch":
+            raise ValueError(
+                f"train.optimizer=muon needs whole matrices, which engine.name={self.engine.name} cuts up; "
+                "set engine.name=torch or train.optimizer=adam"
+            )
+        self._supervision_fits()
+        return self
+
+    def _supervision_fits(self) -> None:
+        supervision, windows = self.train.supervision, self.train.windows
+        # It is asked only what it promises, which no size changes.
+        small = self.model.model_copy(update={"max_length": min(self.model.max_length, 4)})
+        with torch.random.fork_rng(devices=[]):  # nobody's random numbers change because a config was looked at
+            model = build_model(small, num_items=1, num_users=1)
+        if supervision == "every_position" and not model.causal:
+            raise ValueError(
+                f"train.supervision=every_position needs a causal model, but model.name={self.model.name} as "
+                "configured sees the items it would have to predict; set train.supervision="
+                f"{'cloze' if model.fills_gaps else 'last_position'}"
+            )
+        if supervision == "cloze" and not model.fills_gaps:
+            raise ValueError(
+                f"train.supervision=cloze needs a model that fills gaps, and model.name={self.model.name} does not; "
+                f"set train.supervision={'every' if model.causal else 'last'}_position"
+            )
+        if supervision == "last_position" and windows != "tile":
+            raise ValueError(
+                f"train.windows={windows} is how rows are cut for train.supervision=every_position; "
+                "last_position has one row per target, drop train.windows"
+            )
+        if supervision == "cloze" and windows == "overlap":
+            raise ValueError(
+                "train.windows=overlap gives context to positions that are not learned from, and "
+                "train.supervision=cloze has none; set train.windows=tile"
+            )
+        if supervision != "cloze" and self.train.cloze != ClozeConfig():
+            raise ValueError(f"train.cloze is for train.supervision=cloze, and {supervision} hides nothing; drop it")
+        if supervision != "last_position" and self.train.prefixes_per_user != "all":
+            raise ValueError(
+                f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position, and "
+                f"{supervision} has no prefixes; drop it"
+            )
