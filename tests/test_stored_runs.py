@@ -128,20 +128,19 @@ def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_work
             assert proxy.count("GET", "part-") <= 2 * len(data.row_groups())
 
 
-@pytest.mark.parametrize(("part", "method"), [("best.safetensors", "PUT"), ("part-00000.parquet", "GET")])
-def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, proxy, machine, part, method):
+def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, proxy, machine):
     query = "?max_attempts=3&request_timeout=2"
     storage = {"storage": {"root": f"{s3}/runs{query}"}, "data": {"prepared": f"{s3}/prepared{query}"}}
-    settings = overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}})
-    one = machine(settings)
+    one = machine(overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}}))
     assert say(one, "--config", "run.yaml", verb="prepare").returncode == 0
-    proxy.faults.append(Fault(10_000, method=method, key=part, status=503))
-    done = say(one, "--config", "run.yaml")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert part in last
-    assert "the store failed, 3 times; run this again when it is well" in last
-    proxy.faults.clear()
+    for part, method in (("part-00000.parquet", "GET"), ("best.safetensors", "PUT")):
+        proxy.faults.append(Fault(10_000, method=method, key=part, status=503))
+        done = say(one, "--config", "run.yaml")
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert part in last
+        assert "the store failed, 3 times; run this again when it is well" in last
+        proxy.faults.clear()
     assert say(one, "--config", "run.yaml").returncode == 0
     assert Place.of(f"{s3}/runs/synthetic-recgrela/metrics.json").is_file()
