@@ -368,4 +368,4 @@ def test_the_command_prepares_in_a_cluster_and_a_killed_one_leaves_nothing(tmp_p
     assert done.returncode == 0, done.stderr
     assert "writing: " in done.stdout
     assert os.listdir(config.prepared) == [expected.directory.name]
-    assert files(Path(config.prepared)) == files(expected.directory.parent)
+    assert files(Path(config.prepared)) == files(tmp_path / "expected")
