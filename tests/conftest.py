@@ -8,6 +8,7 @@ from s3_proxy import Proxy, running_proxy
 from s3_server import BUCKET, S3Server, missing_programs, running_s3_server
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of processes that test side by side, one takes all tests that start a Ray, first; the others go file by file.
 
