@@ -8,17 +8,6 @@ from s3_proxy import Proxy, running_proxy
 from s3_server import BUCKET, S3Server, missing_programs, running_s3_server
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of processes that test side by side, one takes all tests that start a Ray, first; the others go file by file.
-
-    Two Rays that start at the same time on two cores may take longer than the half minute that Ray allows itself.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.path.name))
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
