@@ -154,6 +154,16 @@ def tune_allocator() -> None:
             libc.mallopt(option, value)
 
 
+def release_freed_memory() -> None:
+    """Let glibc give back what was freed, which it keeps in the heaps of each thread and finds ever less use for.
+
+    Seen on batches of prefixes, whose sizes all differ: a worker grew from 1.2 to 3.9 GB in 21 epochs, and had 0.9 GB
+    after this. It takes some milliseconds, and what is used again has to be faulted in again.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, cores: int | None = None) -> int:
     """CPU threads of each worker's arithmetic; by default a machine's cores are divided among its workers.
 

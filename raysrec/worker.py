@@ -27,7 +27,10 @@ from raysrec.models import SequenceModel, build_model
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
 from raysrec.place import Place
-from raysrec.runtime import threads_per_worker, tune_allocator
+from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
+
+RELEASE_EVERY_S = 300.0
+"""Seconds after which memory that was freed is given back; more often would cost speed."""
 
 LOG_EVERY_S = 1.0
 """Seconds between two step events; each costs worker 0 a message."""
@@ -66,6 +69,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
     log.note(f"loss  {loss.config.name}: {loss.reason}")
     elapsed_before_s, begun = state.elapsed_s, time.monotonic()
+    released = begun
 
     def prefetch(epoch: int) -> Prefetched:
         return Prefetched(epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers))
@@ -90,6 +94,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 )
             step, done = step + 1, done + result.targets
             log.after_step(result, step, done, steps.waited_s)
+            if time.monotonic() > released + RELEASE_EVERY_S:
+                release_freed_memory()
+                released = time.monotonic()
         steps.close()
         log.end_epoch(step, done, steps.waited_s)
 
