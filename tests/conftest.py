@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 from s3_proxy import Proxy, running_proxy
 from s3_server import BUCKET, S3Server, missing_programs, running_s3_server
+
+# How long an example takes says something about the machine and nothing about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)
