@@ -82,7 +82,8 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     second = machine(settings)
     done = say(second, "--config", "run.yaml")
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in second[0].iterdir()] == ["run.yaml"]
+    left = [path.name for path in second[0].iterdir() if not path.name.startswith("torchinductor_")]  # torch's own
+    assert left == ["run.yaml"]
     epochs = [event["epoch"] for event in events(run) if event["kind"] == "step"]
     assert max(epochs) == 3
     expected = {"config.yaml", "provenance.json", "log.jsonl", "tensorboard", "checkpoints", "model", "ranks.parquet"}
