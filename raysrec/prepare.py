@@ -17,7 +17,7 @@ from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.distributed import is_distributed, prepare_in_tasks
 from raysrec.data.download import download
 from raysrec.data.files import SourceError
-from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
+from raysrec.data.fingerprint import fingerprint_of, hash_source, prepared_folder, stamp_of
 from raysrec.data.in_memory import prepare_in_memory
 from raysrec.data.publishing import appearing_by_parts, appearing_whole
 from raysrec.data.splits import HELD_OUT
@@ -85,7 +85,7 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
     Raises:
         SourceError: There is no such source.
     """
-    return _opened(Place.of(config.prepared) / fingerprint_of(config, hash_source(config)))
+    return _opened(prepared_folder(config))
 
 
 def parser() -> ArgumentParser:

@@ -7,6 +7,8 @@ data.format=parquet`. Blocks are made side by side on Ray; a block that is there
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,9 @@ from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig, SyntheticConfig
 from raysrec.data.interactions import INTERACTIONS_SCHEMA
 from raysrec.data.synthetic import blocks, settings_json, synthesize_block
+from raysrec.data.tasks import run_with_ray
 from raysrec.place import Place
+from raysrec.progress import stage
 from raysrec.runtime import ray_session
 
 SETTINGS_KEY = b"raysrec.synthetic"
@@ -45,23 +49,16 @@ def write_block(config: SyntheticConfig, block: int, folder: Place) -> int:
     return len(table)
 
 
-def synthesize_to(config: RunConfig, folder: Place) -> int:
+def synthesize_to(config: RunConfig, folder: Place, *, say: Callable[[str], None]) -> int:
     """Write all blocks on Ray; how many interactions there are."""
-    import ray
-
-    if folder.is_local:
-        folder.local.mkdir(parents=True, exist_ok=True)
-    number = blocks(config.data.synthetic)
+    work = [(block,) for block in range(blocks(config.data.synthetic))]
     with ray_session(config.scale):
-        write = ray.remote(write_block)
-        left = [write.remote(config.data.synthetic, block, folder) for block in range(number)]
-        total = 0
-        while left:
-            ready, left = ray.wait(left)
-            total += sum(ray.get(ready))
-            print(f"\r{number - len(left)} of {number} files, {total:,} interactions", end="", flush=True)
-    print()
-    return total
+        written = run_with_ray("writing", partial(_written, config, folder), work, bar=partial(stage, say=say))
+        return sum(written)
+
+
+def _written(config: RunConfig, folder: Place, block: int) -> Iterator[int]:
+    yield write_block(config.data.synthetic, block, folder)
 
 
 def parser() -> ArgumentParser:
@@ -74,8 +71,8 @@ def parser() -> ArgumentParser:
 def main(arguments: Namespace) -> None:
     """Write what the config describes, and say how to read it."""
     config = load(arguments.config, arguments.overrides)
-    synthesize_to(config, Place.of(arguments.output))
-    print(f"read it with data.source={arguments.output} data.format=parquet")
+    total = synthesize_to(config, Place.of(arguments.output).absolute(), say=lambda line: print(line, flush=True))
+    print(f"{total:,} interactions; read it with data.source={arguments.output} data.format=parquet")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from tabulate import tabulate
 from raysrec.command_line import config_parser, load, overlay, run_verb, validate
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import epoch_steps
-from raysrec.data.order import deal_row_groups, reading_order
+from raysrec.data.loader import epoch_steps, row_groups_of_streams
+from raysrec.data.order import reading_order
 from raysrec.data.reading import COLUMNS, read_directly, read_with_ray
 from raysrec.place import Place
 from raysrec.prepare import prepare
@@ -50,9 +50,8 @@ def row_groups(read: Callable[..., Iterator]) -> Callable[[PreparedData, RunConf
 
     def one_epoch(data: PreparedData, config: RunConfig, epoch: int) -> Read:
         groups = data.row_groups()
-        sizes = [group.interactions for group in groups]
-        dealt = deal_row_groups(sizes, num_streams=config.data.num_streams, seed=config.train.seed, epoch=epoch)
-        return Read(rows=sum(len(table) for table in read([groups[group] for _, group in reading_order(dealt)])))
+        order = reading_order(row_groups_of_streams(data, config, epoch=epoch))
+        return Read(rows=sum(len(table) for table in read([groups[group] for _, group in order])))
 
     return one_epoch
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from raysrec.command_line import ConfigError, help_of_keys, load, run_verb
 from raysrec.data.catalog import PreparedData
-from raysrec.data.fingerprint import fingerprint_of, hash_source
+from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.picture import draw
 from raysrec.data.statistics import Statistics, describe
+from raysrec.place import Place
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -28,19 +29,23 @@ def parser() -> argparse.ArgumentParser:
         epilog=help_of_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("words", nargs="*", metavar="FOLDER or key=value", help="the folder, or settings over --config")
+    found.add_argument(
+        "words",
+        nargs="*",
+        metavar="FOLDER or key=value",
+        help="the folder, here or in a store, or settings over --config",
+    )
     found.add_argument("--config", action="append", metavar="FILE", help="YAML settings that name the data")
     found.add_argument("--picture", type=Path, metavar="FILE", help="draw the distributions; needs matplotlib")
     return found
 
 
-def _folder(arguments: argparse.Namespace) -> Path:
+def _folder(arguments: argparse.Namespace) -> Place:
     if arguments.config:
-        config = load(arguments.config, arguments.words).data
-        return Path(config.prepared) / fingerprint_of(config, hash_source(config))
+        return prepared_folder(load(arguments.config, arguments.words).data)
     if len(arguments.words) != 1:
         raise ConfigError("name one prepared folder, such as prepared/0123456789abcdef, or the --config of its data")
-    return Path(arguments.words[0])
+    return Place.of(arguments.words[0])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from raysrec.data.shares import (
 )
 from raysrec.data.sources import nothing_read
 from raysrec.data.spill import remove_files
-from raysrec.data.splits import IntArray, SplitRule, find_rule
+from raysrec.data.splits import IntArray, SplitRule, find_rule, offsets_of
 from raysrec.data.tasks import Run
 from raysrec.data.writing import Written, make_room, spans_of_shards, write_catalog
 from raysrec.place import Place
@@ -199,7 +199,7 @@ def _number(config: DataConfig, scratch: Place, source: _Source, kept: _Kept, ru
     if not len(order):
         raise nothing_left(config, source.interactions)
     items, item_order = number_by_position(first_of_items)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths)[order])])
+    offsets = offsets_of(np.concatenate(lengths)[order])
     of_shares = np.split(users, np.cumsum([len(share) for share in kept.users])[:-1])
     return _Numbers(of_shares, items, source.item_ids.take(pa.array(item_order)), spans_of_shards(offsets))
 

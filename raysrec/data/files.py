@@ -61,7 +61,7 @@ class SourceFile:
 
     @property
     def whole(self) -> "SourceFile":
-        """The file of which this may be a part (see `parts.py`)."""
+        """The file of which this may be a part (see `blocks.py`)."""
         return self
 
     @property

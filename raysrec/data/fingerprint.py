@@ -13,6 +13,7 @@ from raysrec.data.catalog import Source
 from raysrec.data.files import SourceFile, in_words
 from raysrec.data.formats import GENERIC, format_of, separator_of
 from raysrec.data.sources import source_files
+from raysrec.place import Place
 
 VERSION = [1, 1]
 """Changes when other histories are made of the same source and rules, or written otherwise; part of every fingerprint.
@@ -57,6 +58,15 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
     if config.split.name != "leave_one_out":
         rules["split"] = _what_counts(config.split)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepared_folder(config: DataConfig) -> Place:
+    """Where the prepared data set that the config describes is kept, if it was made before.
+
+    Raises:
+        SourceError: There is no such source.
+    """
+    return Place.of(config.prepared) / fingerprint_of(config, hash_source(config))
 
 
 def stamp_of(config: DataConfig) -> list[tuple[str, int, int, str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysrec.data.filters import outside
 from raysrec.data.histories import NOWHERE, BoolArray, Histories, first_positions
-from raysrec.data.splits import IntArray
+from raysrec.data.splits import IntArray, offsets_of
 from raysrec.schema import Interval
 
 GROUPED_SCHEMA = pa.schema(
@@ -78,7 +78,7 @@ def group_by_user(interactions: pa.Table, num_shares: int) -> tuple[list[pa.Tabl
     order = np.argsort(rank[codes], kind="stable")
     grouped = Grouped(
         users.dictionary.take(pa.array(by_share)),
-        _offsets(lengths[by_share]),
+        offsets_of(lengths[by_share]),
         (np.cumsum(present, dtype=np.int32) - 1)[item_codes[order]],
         interactions.column("time").to_numpy()[order],
         order,
@@ -107,7 +107,7 @@ def join(segments: Sequence[Grouped]) -> Grouped:
     order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
     return Grouped(
         ids.dictionary,
-        _offsets(np.bincount(users, minlength=len(ids.dictionary))),
+        offsets_of(np.bincount(users, minlength=len(ids.dictionary))),
         np.concatenate([segment.items for segment in segments])[order],
         times[order],
         np.concatenate([segment.positions for segment in segments])[order],
@@ -191,7 +191,7 @@ def number_histories(
     rows = np.flatnonzero(kept.rows(grouped))
     lengths = _sums(kept.rows(grouped), grouped.offsets)
     order = np.argsort(users, kind="stable")[np.count_nonzero(users == 0) :]
-    starts, offsets = _offsets(lengths)[order], _offsets(lengths[order])
+    starts, offsets = offsets_of(lengths)[order], offsets_of(lengths[order])
     rows = rows[np.repeat(starts - offsets[:-1], lengths[order]) + np.arange(offsets[-1])]
     return Histories(
         users[order].astype(np.int64),
@@ -203,11 +203,7 @@ def number_histories(
     )
 
 
-def _offsets(lengths: IntArray | BoolArray) -> IntArray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-
-
 def _sums(rows: BoolArray, offsets: IntArray) -> IntArray:
     """How many are true in each stretch."""
-    running = _offsets(rows)
+    running = offsets_of(rows)
     return running[offsets[1:]] - running[offsets[:-1]]

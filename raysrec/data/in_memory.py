@@ -13,7 +13,7 @@ from raysrec.data.filters import keep_intervals
 from raysrec.data.histories import Histories, count_histories, nothing_left, number_by_appearance
 from raysrec.data.interactions import Interactions
 from raysrec.data.sources import read
-from raysrec.data.splits import find_rule
+from raysrec.data.splits import find_rule, offsets_of
 from raysrec.data.writing import Written, write_catalog, write_histories
 from raysrec.place import Place
 
@@ -76,7 +76,7 @@ def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Hist
     items, item_ids = number_by_appearance(items[kept], item_ids)
     times = interactions.table.column("time").to_numpy()[kept]
     order = np.lexsort((times, users))  # stable: what is equal in both keeps its order
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(users)[1:])])
+    offsets = offsets_of(np.bincount(users)[1:])
     numbers = np.arange(1, len(user_ids) + 1)
     histories = Histories(numbers, user_ids, offsets, items[order], times[order], interactions.per_second)
     return histories, item_ids, rounds

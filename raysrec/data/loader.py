@@ -32,12 +32,8 @@ def epoch_steps(
 
     Workers may have different numbers of steps; one that is done contributes nothing until all are.
     """
-    groups = data.row_groups()
-    num_streams = config.data.num_streams
-    weights = [group.weight for group in groups]
-    dealt = deal_row_groups(weights, num_streams=num_streams, seed=config.train.seed, epoch=epoch)
-    dealt = [[group for group in stream if weights[group]] for stream in dealt]
-    numbers = streams_of_worker(worker, num_workers=num_workers, num_streams=num_streams)
+    groups, dealt = data.row_groups(), row_groups_of_streams(data, config, epoch=epoch)
+    numbers = streams_of_worker(worker, num_workers=num_workers, num_streams=config.data.num_streams)
     mine = [dealt[number] for number in numbers]
     order = list(reading_order(mine))
     feed = _Feed([stream for stream, _ in order], read([groups[group] for _, group in order]))
@@ -47,6 +43,13 @@ def epoch_steps(
     ]
     for parts in zip_longest(*streams, fillvalue=[]):
         yield [batch for part in parts for batch in part]
+
+
+def row_groups_of_streams(data: PreparedData, config: RunConfig, *, epoch: int) -> list[list[int]]:
+    """For each stream the row groups that it reads in an epoch, in order, without those that teach nothing."""
+    weights = [group.weight for group in data.row_groups()]
+    dealt = deal_row_groups(weights, num_streams=config.data.num_streams, seed=config.train.seed, epoch=epoch)
+    return [[group for group in stream if weights[group]] for stream in dealt]
 
 
 def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:

@@ -142,6 +142,11 @@ def latest_with(read_times: Callable[[], Iterable[IntArray]], count: int) -> int
     return low
 
 
+def offsets_of(lengths: NDArray[np.integer] | NDArray[np.bool_]) -> IntArray:
+    """Where each of some things of these lengths begins when they lie end to end, and where the last one ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
+
 def in_first(offsets: IntArray, counts: IntArray) -> NDArray[np.bool_]:
     """For each interaction of some histories: is it among the first `counts` of its history?"""
     lengths = np.diff(offsets)

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from raysrec.data.files import SourceError
-
 TASK_BYTES = 1 << 30
 """What a task may need, its process included; so many run at once as the cluster has memory and CPUs for."""
 
@@ -44,7 +42,7 @@ def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar
         bar: Shows the stage.
 
     Raises:
-        SourceError: The first one in the order of the work, whichever came first.
+        ValueError: The first one in the order of the work, whichever came first.
         OSError: Likewise.
     """
     import ray.data
@@ -94,6 +92,6 @@ class _Task:
     def _results(self, arguments: tuple[Any, ...]) -> Iterator[Any]:
         try:
             yield from self._do(*arguments)
-        except (SourceError, OSError) as error:
+        except (ValueError, OSError) as error:
             yield error  # as a result, so that it has its place in the order
         yield _Done()

@@ -13,7 +13,6 @@ from raysrec.data.synthetic.world import (
     SUCCESSORS,
     Sizes,
     World,
-    first_session,
     make_world,
     sizes,
 )
@@ -148,7 +147,7 @@ def _times(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.int64
 
 def _take_steps(rng: np.random.Generator, walk: Walk, config: SyntheticConfig) -> None:
     """Fill in the items, one step of all users at a time."""
-    world, dealt, session = walk.world, sizes(config).dealt, first_session(config)
+    world, dealt, session = walk.world, sizes(config).dealt, walk.first.shape[1]
     to_return = rng.permuted(walk.first, axis=1)
     returned = np.zeros(len(walk.lengths), dtype=np.int64)
     by_taste, by_season = _Stretches(world.taste, world.weight), _Stretches(world.season, world.seasonal_weight)

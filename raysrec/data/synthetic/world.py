@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysrec.config import FIRST_SESSION, SyntheticConfig
+from raysrec.config import SyntheticConfig
 
 SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])
 """How likely each of an item's successors is, the likeliest first."""
@@ -25,7 +25,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is made. `settings_json` decides by these, so that a shape and its numbers written out are the same."""
+    """How much is made."""
 
     num_users: int
     num_items: int
@@ -135,8 +135,3 @@ def make_world(config: SyntheticConfig) -> World:
         dealt=rng.permutation(walked),
         first_keepsake=walked,
     )
-
-
-def first_session(config: SyntheticConfig) -> int:
-    """Steps at a user's beginning that bring keepsakes."""
-    return FIRST_SESSION if config.returns else 0
