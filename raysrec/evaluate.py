@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
@@ -29,6 +28,7 @@ from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
+from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session, threads_per_worker
 
 COVERAGE_K = 10
@@ -132,11 +132,11 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
         "config_json": config.model_dump_json(),
     }
     ranked = ray.data.from_items(
-        work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.workers)
+        work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.max_workers)
     ).map_batches(
         _rank_units,
         fn_kwargs=arguments,
-        compute=ray.data.TaskPoolStrategy(size=config.scale.workers),
+        compute=ray.data.TaskPoolStrategy(size=config.scale.max_workers),
         batch_size=None,
         num_cpus=1,
     )

@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from raysrec.stores import Address, PlaceError, failure_of, parse
 
-__all__ = ["AnyPath", "Place", "PlaceError", "in_words"]
+__all__ = ["AnyPath", "Place", "PlaceError", "in_words", "sync"]
 
 AnyPath = str | os.PathLike[str]
 """A path or a URI as text, a path of this machine, or a Place."""
@@ -179,7 +179,9 @@ class Place:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temporary
+                sync(temporary)
                 temporary.replace(self.local)
+                sync(temporary.parent)
             finally:
                 temporary.unlink(missing_ok=True)
             return
@@ -229,6 +231,15 @@ class Place:
             exists = self.filesystem.get_file_info(bucket).type != fs.FileType.NotFound
         if not exists:
             raise PlaceError(f"{self}: there is no bucket {bucket}; make it, or mend its name or the endpoint")
+
+
+def sync(path: Path) -> None:
+    """Bring a file or folder of this machine to its disk: a name must not outlive a crash that its content does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from raysrec.config import RunConfig
+from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import targets_per_epoch
 from raysrec.losses import chunk_sizes
@@ -62,8 +62,13 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     chosen = ("bfloat16 where the GPU has it" if use_gpu else "float32") if precision == "auto" else precision
     yield "engine", f"{config.engine.name}{stage}, {chosen}"
     threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
-    yield "workers", f"{config.scale.workers} on {device}{threads}, {config.data.num_streams} streams"
+    yield "workers", f"{_workers(config.scale)} on {device}{threads}, {config.data.num_streams} streams"
     yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
+
+
+def _workers(scale: ScaleConfig) -> str:
+    least, most = scale.min_workers, scale.max_workers
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _loss(config: RunConfig, model: SequenceModel, num_items: int, device: str) -> str:
@@ -74,7 +79,7 @@ def _loss(config: RunConfig, model: SequenceModel, num_items: int, device: str) 
             "the batch's own targets" if in_batch else f"negatives per target: {chosen.negatives:,} {chosen.sampling}"
         )
         return f"{chosen.name}, {drawn} ({reason})"
-    chunks = chunk_sizes(config.train.batch_targets // config.scale.workers, num_items, on_gpu=device == "cuda")
+    chunks = chunk_sizes(config.train.batch_targets // config.scale.max_workers, num_items, on_gpu=device == "cuda")
     return (
         f"softmax over {num_items:,} items in chunks of {chunks.targets:,} x {chunks.items:,}: "
         f"{_megabytes(4 * chunks.scores)} beside {_megabytes(4 * num_items * config.model.dim)} of gradient ({reason})"

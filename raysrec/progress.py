@@ -22,32 +22,14 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place, PlaceError
-
-Event = dict[str, Any]
-"""One record of the log: `kind` is step, validation or note; the rest are numbers with their units in the name."""
 
 POLL_S = 0.5
 """Seconds between two looks into the mailbox."""
 
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines where there is no terminal to draw a bar in."""
-
-
-class Mailbox:
-    """Holds events between two looks; lives in a Ray actor named after the run."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def put(self, event: Event) -> None:
-        """Add an event; called by worker 0."""
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        """All events since the last call; called by the driver."""
-        events, self._events = self._events, []
-        return events
 
 
 @contextmanager
@@ -104,7 +86,7 @@ class Recorder:
         self._log.write(json.dumps(event) + "\n")
         self._log.flush()
         for name, value in event.items():
-            if name not in ("kind", "step") and isinstance(value, int | float):
+            if name not in ("kind", "step") and "step" in event and isinstance(value, int | float):
                 tag = name if "/" in name else f"{event['kind']}/{name}"
                 self._board.add_scalar(tag, value, event["step"])
         if event["kind"] == "validation" or event.get("epoch", self._epoch) != self._epoch:
@@ -148,8 +130,8 @@ class _Bar:
     def show(self, event: Event) -> None:
         if event["kind"] == "step":
             self.bar.update(self.task, completed=event["share_done"], numbers=_numbers(event))
-        else:
-            self.bar.console.print(_line(event), highlight=False)
+        elif line := _line(event):
+            self.bar.console.print(line, highlight=False)
 
 
 @dataclass
@@ -162,7 +144,8 @@ class _Lines:
         if event["kind"] == "step" and event["elapsed_s"] < self.last_s + PLAIN_EVERY_S:
             return
         self.last_s = event.get("elapsed_s", self.last_s)
-        print(_line(event), file=sys.stderr, flush=True)
+        if line := _line(event):
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -218,6 +201,7 @@ def _screen() -> Iterator[_Bar | _Lines]:
 
 
 def _line(event: Event) -> str:
+    """What a person is shown of an event; empty for what only the log keeps."""
     if event["kind"] == "step":
         return f"{_numbers(event)}  left {_duration(event['left_s'])}"
     if event["kind"] == "validation":
@@ -225,7 +209,7 @@ def _line(event: Event) -> str:
         scores = "  ".join(f"{name.split('/')[-1]} {event[name]:.4f}" for name in event if name.endswith(cutoff))
         best = "  best so far" if event["is_best"] else ""
         return f"epoch {event['epoch']}  validation {scores}  ({_duration(event['elapsed_s'])}){best}"
-    return str(event.get("text", event))
+    return str(event.get("text", ""))
 
 
 def _numbers(event: Event) -> str:

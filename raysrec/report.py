@@ -9,10 +9,10 @@ from typing import Any
 from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb
 from raysrec.place import AnyPath, Place
 from raysrec.progress import shown_cutoff
+from raysrec.run_directory import RunDirectory, RunError
 from raysrec.schema import date_of
 
 Record = dict[str, Any]
@@ -22,6 +22,18 @@ Record = dict[str, Any]
 def print_runs(paths: Sequence[AnyPath], *, split: str = "test") -> None:
     """Print the table of these runs; the half-width of the 95 % interval stands beside each score."""
     print(table(paths, split=split))
+    for line in restarts(paths):
+        print(line)
+
+
+def restarts(paths: Sequence[AnyPath]) -> list[str]:
+    """A line for each time that a finished run had to go on, and why."""
+    return [
+        f"{Place.of(path).absolute().name}  {event['at']}  {event['text']}"
+        for path in paths
+        if (record := _record(path))
+        for event in record["training"].get("restarts", [])
+    ]
 
 
 def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple") -> str:
@@ -85,9 +97,14 @@ def _training_cells(record: Record, metric: str) -> list[str]:
     workers = "1 worker" if training["workers"] == 1 else f"{training['workers']} workers"
     return [
         "" if validation is None else f"{validation:.4f}",
-        f"{training['seconds']:.0f} s, {workers}",
+        f"{training['seconds']:.0f} s, {workers}{_restarted(training)}",
         f"epoch {training['best_epoch']}, {training['seconds_to_best']:.0f} s",
     ]
+
+
+def _restarted(training: dict[str, Any]) -> str:
+    count = sum(event["kind"] == "start" for event in training.get("restarts", []))
+    return f", {count} restart{'s' * (count > 1)}" if count else ""
 
 
 def _cell(value: dict[str, float] | None) -> str:
@@ -103,6 +120,8 @@ def main(arguments: argparse.Namespace) -> None:
     if not paths:
         raise RunError(f"{' '.join(arguments.runs)}: holds no run directory; runs are made by raysrec.train")
     print(table(paths, split=arguments.split, style=arguments.format))
+    for line in restarts(paths) if arguments.format == "simple" else []:
+        print(line)
 
 
 def _folders(name: str) -> list[Place]:

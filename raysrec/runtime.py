@@ -125,12 +125,12 @@ def wants_gpu(scale: ScaleConfig) -> bool:
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if scale.device == "cuda" and gpus < scale.workers:
+    if scale.device == "cuda" and gpus < scale.min_workers:
         raise ValueError(
-            f"scale.device=cuda needs {scale.workers} GPUs, one for each worker, but the cluster has {gpus}; "
+            f"scale.device=cuda needs {scale.min_workers} GPUs, one for each worker, but the cluster has {gpus}; "
             "lower scale.workers or set scale.device=cpu"
         )
-    return scale.device != "cpu" and gpus >= scale.workers
+    return scale.device != "cpu" and gpus >= scale.min_workers
 
 
 def missing_cpus(scale: ScaleConfig) -> float:
@@ -140,7 +140,7 @@ def missing_cpus(scale: ScaleConfig) -> float:
     """
     import ray
 
-    return max(0.0, scale.workers + READING_CPUS - float(ray.cluster_resources().get("CPU", 0)))
+    return max(0.0, scale.min_workers + READING_CPUS - float(ray.cluster_resources().get("CPU", 0)))
 
 
 def tune_allocator() -> None:
@@ -173,14 +173,14 @@ def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, c
         cores: Cores that this process may use; asked from the system if not said.
     """
     cores = cores or len(os.sched_getaffinity(0))
-    return scale.threads_per_worker or max(1, cores // (workers_here or scale.workers))
+    return scale.threads_per_worker or max(1, cores // (workers_here or scale.max_workers))
 
 
 def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str, Any]:
     if not local:
         return {"address": "auto"}
     return {
-        "num_cpus": cpus or scale.workers + SPARE_CPUS,
+        "num_cpus": cpus or scale.max_workers + SPARE_CPUS,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         # Unix sockets live below this folder and their paths may have 107 characters at most.

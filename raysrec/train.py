@@ -5,23 +5,34 @@ was interrupted.
 """
 
 import argparse
-from pathlib import Path
+import math
+import sys
+import threading
+import time
+import uuid
+from typing import Any
 
 from safetensors.torch import load_file
 
-from raysrec.checkpoint import RunDirectory, RunError, TrainingState
+from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import RunConfig
+from raysrec.config import CheckpointConfig, RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import evaluate
+from raysrec.mailbox import Mailbox
 from raysrec.objective import choose_loss
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
-from raysrec.progress import Mailbox, shown
+from raysrec.progress import shown
 from raysrec.report import print_runs
+from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import missing_cpus, ray_session, wants_gpu
+from raysrec.stopping import StopRequest, stop_requests
 from raysrec.worker import train_worker
+
+STOPPED = 143
+"""Exit code of a run that was asked to end and can go on, as of a process that SIGTERM ended."""
 
 
 def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
@@ -65,12 +76,13 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
             "training": {
                 "supervision": config.train.supervision,
                 "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
-                "workers": config.scale.workers,
+                "workers": config.scale.max_workers,
                 "epochs": state.epoch,
                 "steps": state.step,
                 "best_epoch": state.best_epoch,
                 "seconds": state.elapsed_s,
                 "seconds_to_best": state.best_elapsed_s,
+                "restarts": run.restarts(),
             },
             "splits": splits,
         }
@@ -79,18 +91,69 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
 
 
 def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[TrainingState, Weights]:
-    """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end."""
-    import ray
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end.
 
-    place = run.path.absolute()
-    mailbox_name = f"raysrec-mailbox-{place}"
-    mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
-    use_gpu = wants_gpu(config.scale)
-    if missing := missing_cpus(config.scale):
-        print(f"the cluster lacks {missing:g} CPUs for {config.scale.workers} workers and reading; waiting for nodes")
-    trainer = TorchTrainer(
+    Raises:
+        RunError: Training cannot be finished.
+        RunStopped: It was asked to end before it was finished.
+    """
+    import ray
+
+    if finished := _finished(run):
+        return finished
+    mailbox_name = f"raysrec-mailbox-{run.path.absolute()}"
+    mailbox = _mailbox(mailbox_name, config.scale)
+    trainer = _trainer(run, data, config, mailbox_name)
+    with shown(mailbox, run.path), stop_requests() as stop:
+        error = _fit(trainer, mailbox, stop, config.checkpoint)
+        given_up = ray.get(mailbox.given_up.remote())
+    if finished := _finished(run):
+        return finished
+    if stop:
+        kept = Checkpoints(run.checkpoints).newest()
+        saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
+        raise RunStopped(f"{run.path}: stopped by {stop.signal}, {saved}; the same command goes on")
+    raise RunError(f"{run.path}: {given_up or error or 'training ended before it was finished'}") from error
+
+
+def _finished(run: RunDirectory) -> tuple[TrainingState, Weights] | None:
+    """How a training ended, and its best weights; None while it has not."""
+    checkpoints = Checkpoints(run.checkpoints)
+    record = checkpoints.newest()
+    if record is None or not record.state.finished:
+        return None
+    with checkpoints.loaded(record.state.name) as found:
+        if found.best is None:
+            raise RunError(f"{run.checkpoints}: {record.state.name} is finished, and has no best weights")
+        return record.state, load_file(found.best)
+
+
+def _mailbox(name: str, scale: ScaleConfig) -> Any:
+    """The actor that workers and driver speak through, on the driver's node: nothing is left to say without that."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    try:
+        return ray.remote(num_cpus=0)(Mailbox).options(name=name, scheduling_strategy=here).remote(scale.max_failures)
+    except ValueError:
+        raise RunError(
+            f"{name.removeprefix('raysrec-mailbox-')}: another process trains this run; wait for it"
+        ) from None
+
+
+def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_name: str) -> Any:
+    import ray.train
+    import ray.train.torch
+
+    from raysrec.ray_train import failures_told, torch_config
+
+    place, scale = run.path.absolute(), config.scale
+    use_gpu = wants_gpu(scale)
+    if missing := missing_cpus(scale):
+        print(f"the cluster lacks {missing:g} CPUs for {scale.min_workers} workers and reading; waiting for nodes")
+    elastic = scale.min_workers < scale.max_workers
+    return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
             "config": config.model_dump_json(),
@@ -98,30 +161,51 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
             "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
         },
-        # Counts are exchanged on the CPU and gradients where they are.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=config.scale.workers, use_gpu=use_gpu),
+        torch_config=torch_config(use_gpu=use_gpu, stalled_after_s=scale.stalled_after_s),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(scale.min_workers, scale.max_workers) if elastic else scale.max_workers, use_gpu=use_gpu
+        ),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            # Ray Train's own records, which nothing is read from: a run goes on from its own checkpoints.
+            name=f"ray/{uuid.uuid4().hex}",
             storage_path=place.path,
             storage_filesystem=None if place.is_local else place.filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            # How often in a row is counted by the mailbox.
+            failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[failures_told(mailbox_name)],
         ),
     )
-    with shown(mailbox, run.path):
-        result = trainer.fit()
-    if result.checkpoint is None:
-        raise RunError(f"{run.path}: training ended without a checkpoint: {result.error}")
-    with result.checkpoint.as_directory() as folder:
-        state = TrainingState.model_validate_json((Path(folder) / "state.json").read_text())
-        return state, load_file(Path(folder) / "best.safetensors")
+
+
+def _fit(trainer: Any, mailbox: Any, stop: StopRequest, config: CheckpointConfig) -> Exception | None:
+    """Train until the workers end; what Ray raised, or nothing. Passes on to the workers that they are to stop."""
+    ended: list[Exception | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.append(None)
+        except Exception as error:
+            ended.append(error)
+
+    # In a thread of its own, since Ray would take the signals that this process is asked to end by.
+    thread = threading.Thread(target=fit, daemon=True, name="raysrec-fit")
+    thread.start()
+    deadline = math.inf
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.2)
+        if stop and deadline == math.inf:
+            print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
+            deadline = time.monotonic() + config.stop_within_s
+            mailbox.stop.remote()
+    return ended[0] if ended else None
 
 
 def _refuse_idle_workers(config: RunConfig) -> None:
-    if config.scale.workers > config.data.num_streams:
+    if config.scale.max_workers > config.data.num_streams:
         raise RunError(
-            f"scale.workers={config.scale.workers} exceeds data.num_streams={config.data.num_streams}, and a stream is "
-            "served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+            f"scale.workers={config.scale.max_workers} exceeds data.num_streams={config.data.num_streams}, and a "
+            "stream is served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
         )
 
 
@@ -141,7 +225,11 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
         return
-    run = train(config, fresh=arguments.fresh)
+    try:
+        run = train(config, fresh=arguments.fresh)
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
     print_runs([run.path])
 
 

@@ -3,37 +3,49 @@
 The loop sees training batches and validation scores; it has no way to see a test score.
 """
 
-import math
-import tempfile
 import time
-from functools import partial
-from pathlib import Path
+from enum import IntEnum
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
-from raysrec.checkpoint import TrainingState, save_weights
+from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
-from raysrec.data.reading import read_with_ray
-from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate, share_done
+from raysrec.data.reading import Reader, read_with_ray
+from raysrec.engine import Engine, NonFiniteLoss, StateMismatch, build_engine, learning_rate, saved_state, share_done
 from raysrec.evaluate import validation_sums
+from raysrec.leaving import asked_to_leave, watch_for_preemption
 from raysrec.metrics import RankSums
-from raysrec.models import SequenceModel, build_model
+from raysrec.models import build_model
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
-from raysrec.place import Place
 from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
+from raysrec.saving import Saver
+from raysrec.worker_log import WorkerLog
 
 RELEASE_EVERY_S = 300.0
 """Seconds after which memory that was freed is given back; more often would cost speed."""
 
-LOG_EVERY_S = 1.0
-"""Seconds between two step events; each costs worker 0 a message."""
+HOPELESS = (NonFiniteLoss, StateMismatch)
+"""What would only happen again after a restart."""
+
+
+class Wish(IntEnum):
+    """What a worker wants to happen after a step; all do what the largest wish of any asks for."""
+
+    NOTHING = 0
+    SAVE = 1
+    LEAVE = 2
+    """Save, and go on elsewhere: a machine is about to be taken away."""
+    STOP = 3
+    """Save, and end: somebody asked for it."""
+
+
+class Leaving(RuntimeError):
+    """A worker's machine is about to be taken away; everything is saved."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -51,129 +63,235 @@ def train_worker(arguments: dict[str, Any]) -> None:
     tune_allocator()
     torch.set_num_threads(threads_per_worker(config.scale, workers_here=context.get_local_world_size()))
     torch.set_flush_denormal(True)  # states that have decayed to almost nothing would cost a hundred times as much
-    device = ray.train.torch.get_device()
     data = PreparedData.open(arguments["prepared"])
+    log = WorkerLog(arguments["mailbox"], worker, config, targets_per_epoch(data, config))
+    if log.gave_up():
+        return
+    watch_for_preemption()
+    try:
+        Training(
+            config,
+            data,
+            Checkpoints(arguments["checkpoints"]),
+            log,
+            read_with_ray,
+            device=ray.train.torch.get_device(),
+            worker=worker,
+            num_workers=num_workers,
+        ).run()
+    except HOPELESS as error:
+        log.give_up(str(error))
+        raise
 
-    torch.manual_seed(config.train.seed)
-    model = build_model(config.model, data.manifest.num_items, data.manifest.num_users)
-    item_counts = torch.from_numpy(data.train_counts())
-    model.set_item_counts(item_counts)
-    loss = choose_loss(config.loss, model, device=device.type)
-    reads_last = config.train.supervision == "last_position"
-    objective = Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device)
-    replica = build_model(config.model, data.manifest.num_items, data.manifest.num_users).to(device).eval()
-    engine = build_engine(objective, config, device)
-    state, best = _restore(engine)
-    num_targets = targets_per_epoch(data, config)
-    log = _Log(arguments["mailbox"], worker, config, num_targets)
-    log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
-    log.note(f"loss  {loss.config.name}: {loss.reason}")
-    elapsed_before_s, begun = state.elapsed_s, time.monotonic()
-    released = begun
 
-    def prefetch(epoch: int) -> Prefetched:
-        return Prefetched(epoch_steps(data, config, read_with_ray, epoch=epoch, worker=worker, num_workers=num_workers))
+class Training:
+    """One worker's training, from the last checkpoint to the end; it does not know Ray.
 
-    upcoming = None if state.finished else prefetch(state.epoch)
-    while upcoming is not None:
-        steps, step, done = upcoming, state.step, 0
-        log.start_epoch(state)
+    Args:
+        config: The run.
+        data: What is learned from.
+        checkpoints: Where it is saved and goes on from.
+        log: Hears how it goes, and says when to stop.
+        read: Reads row groups.
+        device: Where this worker computes.
+        worker: Its number.
+        num_workers: How many there are, in torch's process group if more than one.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: PreparedData,
+        checkpoints: Checkpoints,
+        log: WorkerLog,
+        read: Reader,
+        *,
+        device: torch.device,
+        worker: int,
+        num_workers: int,
+    ) -> None:
+        manifest = data.manifest
+        self._config, self._data, self._log, self._read = config, data, log, read
+        self._worker, self._num_workers = worker, num_workers
+        self._num_targets = targets_per_epoch(data, config)
+        torch.manual_seed(config.train.seed)
+        model = build_model(config.model, manifest.num_items, manifest.num_users)
+        item_counts = torch.from_numpy(data.train_counts())
+        model.set_item_counts(item_counts)
+        loss = choose_loss(config.loss, model, device=device.type)
+        reads_last = config.train.supervision == "last_position"
+        objective = Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device)
+        self._replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
+        self._engine = build_engine(objective, config, device)
+        self._saver = Saver(
+            checkpoints,
+            fingerprint=manifest.fingerprint,
+            keep=config.checkpoint.keep,
+            worker=worker,
+            num_workers=num_workers,
+            done=log.after_save,
+        )
+        self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker, num_workers)
+        self._begun = self._saved = self._released = time.monotonic()
+        self._elapsed_before_s = self._state.elapsed_s
+        log.started(self._state, num_workers)
+        log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
+        log.note(f"loss  {loss.config.name}: {loss.reason}")
+
+    def run(self) -> None:
+        """Train until training is finished, or until it is told to stop.
+
+        Raises:
+            Leaving: A worker's machine is about to go; all is saved.
+        """
+        upcoming = None if self._state.finished else self._prefetch()
+        while upcoming is not None:
+            wish = self._epoch(upcoming)
+            if wish >= Wish.LEAVE:
+                self._saver.wait()
+                if wish == Wish.LEAVE:
+                    raise Leaving("a worker's machine is about to be taken away; training goes on elsewhere")
+                return
+            upcoming = self._after_epoch()
+        self._last_save()
+
+    def _prefetch(self) -> Prefetched:
+        state = self._state
+        return Prefetched(
+            epoch_steps(
+                self._data,
+                self._config,
+                self._read,
+                epoch=state.epoch,
+                first_step=state.steps_in_epoch,
+                worker=self._worker,
+                num_workers=self._num_workers,
+            )
+        )
+
+    def _epoch(self, steps: Prefetched) -> Wish:
+        """Learn from what is left of an epoch; the wish that ended it before its end, if one did."""
+        train, log = self._config.train, self._log
+        log.start_epoch(self._state)
         ready = iter(steps)
-        while step != config.train.max_steps:
-            batches = next(ready, [])
-            # Dropout depends on the step and not on what was drawn before, so that a resumed run draws the same.
-            torch.manual_seed(_dropout_seed(config.train.seed, step, worker))
-            progress = share_done(config.train, epochs=state.epoch + done / num_targets, steps=step)
-            result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
+        wish = Wish.NOTHING
+        while wish < Wish.LEAVE and self._state.step != train.max_steps:
+            state = self._state
+            progress = share_done(
+                train, epochs=state.epoch + state.targets_in_epoch / self._num_targets, steps=state.step
+            )
+            rate = learning_rate(train, step=state.step, progress=progress)
+            result = self._engine.step(next(ready, []), learning_rate=rate, wish=self._own_wish())
             if result.targets == 0:  # every worker's data has ended
                 break
-            if not math.isfinite(result.loss):
-                raise FloatingPointError(
-                    f"the loss of step {step} in epoch {state.epoch + 1} is {result.loss}; lower train.learning_rate, "
-                    "or set train.clip_norm or a longer train.warmup_steps"
-                )
-            step, done = step + 1, done + result.targets
-            log.after_step(result, step, done, steps.waited_s)
-            if time.monotonic() > released + RELEASE_EVERY_S:
-                release_freed_memory()
-                released = time.monotonic()
+            self._state = state.after_step(result.targets)
+            log.after_step(result, self._state, steps.waited_s)
+            wish = Wish(result.wish)
+            if wish >= Wish.SAVE:
+                self._save()
+            self._release_memory()
         steps.close()
-        log.end_epoch(step, done, steps.waited_s)
+        log.end_epoch(self._state, steps.waited_s)
+        return wish if wish >= Wish.LEAVE else Wish.NOTHING
 
-        scores = None
-        is_last = _is_last(config, state.epoch + 1, step)
+    def _own_wish(self) -> Wish:
+        """What this worker wants after the step that comes."""
+        if asked_to_leave():
+            return Wish.LEAVE
+        if self._worker:
+            return Wish.NOTHING
+        if self._log.wants_stop():
+            return Wish.STOP
+        every = self._config.checkpoint
+        is_due = every.every_steps and (self._state.step + 1) % every.every_steps == 0
+        is_late = time.monotonic() > self._saved + every.every_s and not self._saver.busy
+        return Wish.SAVE if is_due or is_late else Wish.NOTHING
+
+    def _after_epoch(self) -> Prefetched | None:
+        """Validate if it is time to, save, and begin to read the next epoch; None if there is none."""
+        config, state = self._config, self._state
+        is_last = _is_last(config, state.epoch + 1, state.step)
+        self._state = state.after_epoch()
         # Reading for the next epoch starts while this one is validated.
-        upcoming = None if is_last else prefetch(state.epoch + 1)
-        if is_last or (state.epoch + 1) % config.train.validate_every == 0:
-            replica.load_state_dict(engine.weights())
-            scores = _validate(replica, data, config, worker, num_workers)
-        previous, state = state, _advance(state, config, step, scores, elapsed_before_s + time.monotonic() - begun)
-        if state.best_epoch > previous.best_epoch:
-            best = {name: value.cpu().clone() for name, value in replica.state_dict().items()} if worker == 0 else {}
-        log.after_validation(state, scores)
-        _save(engine, state, best, worker, Place.of(arguments["checkpoints"]))
-        if state.finished and upcoming is not None:
+        upcoming = None if is_last else self._prefetch()
+        scores = None
+        if is_last or self._state.epoch % config.train.validate_every == 0:
+            self._replica.load_state_dict(self._engine.weights())
+            scores = self._validate()
+        self._state = _judged(self._state, config, scores, self._elapsed_s())
+        if scores is not None:
+            self._log.after_validation(self._state, scores)
+            if self._state.best_epoch == self._state.epoch and self._worker == 0:
+                best = {name: value.cpu().clone() for name, value in self._replica.state_dict().items()}
+                self._saver.is_best(self._state.epoch, best)
+        self._save()
+        if self._state.finished and upcoming is not None:
             upcoming.close()
-            upcoming = None
+            return None
+        return upcoming
+
+    def _validate(self) -> dict[str, float]:
+        """Validation scores over all users; the only scores that training ever sees."""
+        own = validation_sums(
+            self._replica,
+            self._data,
+            self._config,
+            self._read,
+            worker=self._worker,
+            num_workers=self._num_workers,
+        )
+        vector = own.to_vector()
+        if self._num_workers > 1:
+            dist.all_reduce(vector)
+        sums = RankSums.from_vector(vector, self._config.evaluate.ks)
+        if sums.count != (expected := self._data.manifest.num_ranked("validation")):
+            raise RuntimeError(f"validation ranked {sums.count} users, but the data has {expected} to rank")
+        return sums.means()
+
+    def _save(self) -> None:
+        self._state = self._state.model_copy(update={"elapsed_s": self._elapsed_s()})
+        self._saver.begin(self._state, self._engine.snapshot)
+        self._saved = time.monotonic()
+
+    def _last_save(self) -> None:
+        """What was trained counts when it is kept; here a save that failed is tried once more, and then an error."""
+        saved = self._saver.wait()
+        if saved is not None and saved.problem:
+            self._saver.begin(self._state, self._engine.snapshot)
+            saved = self._saver.wait()
+        if saved is not None and saved.problem:
+            raise RuntimeError(f"training is finished but cannot be saved: {saved.problem}")
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + time.monotonic() - self._begun
+
+    def _release_memory(self) -> None:
+        if time.monotonic() > self._released + RELEASE_EVERY_S:
+            release_freed_memory()
+            self._released = time.monotonic()
 
 
-def _restore(engine: Engine) -> tuple[TrainingState, Weights]:
-    """Go on from the last checkpoint that Ray Train knows of; the beginning where there is none."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return TrainingState(), {}
-    with checkpoint.as_directory() as folder:
-        engine.load(Path(folder))
-        state = TrainingState.model_validate_json((Path(folder) / "state.json").read_text())
-        return state, load_file(Path(folder) / "best.safetensors")
-
-
-def _save(engine: Engine, state: TrainingState, best: Weights, worker: int, checkpoints: Place) -> None:
-    """Hand the state after an epoch to Ray Train, which uploads and registers it; every worker takes part."""
-    import ray.train
-
-    folder = Path(tempfile.mkdtemp(prefix="raysrec-"))
-    engine.save(folder)
-    if worker == 0:
-        (folder / "state.json").write_text(state.model_dump_json())
-        save_weights(best, folder / "best.safetensors")
-    ray.train.report(
-        {"epoch": state.epoch, "best_score": state.best_score},
-        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-        checkpoint_dir_name=f"epoch_{state.epoch:05d}",
-        delete_local_checkpoint_after_upload=True,
-        checkpoint_upload_fn=None if checkpoints.is_local else partial(_upload, checkpoints),
-    )
-
-
-def _upload(checkpoints: Place, checkpoint: Any, name: str) -> Any:
-    """Copy a checkpoint into a store; Ray Train's own way does not tell when the store refuses it."""
-    import ray.train
-
-    for file in Path(checkpoint.path).rglob("*"):
-        if file.is_file():
-            (checkpoints / name / file.relative_to(checkpoint.path).as_posix()).upload(file)
-    return ray.train.Checkpoint((checkpoints / name).path, checkpoints.filesystem)
-
-
-def _validate(
-    model: SequenceModel, data: PreparedData, config: RunConfig, worker: int, num_workers: int
-) -> dict[str, float]:
-    """Validation scores over all users; the only scores that training ever sees."""
-    own = validation_sums(model, data, config, read_with_ray, worker=worker, num_workers=num_workers)
-    vector = own.to_vector()
+def _restored(
+    engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int, num_workers: int
+) -> TrainingState:
+    """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none."""
+    found = checkpoints.newest() if worker == 0 else None
+    name = [found.state.name if found else ""]
     if num_workers > 1:
-        dist.all_reduce(vector)
-    sums = RankSums.from_vector(vector, config.evaluate.ks)
-    if sums.count != (expected := data.manifest.num_ranked("validation")):
-        raise RuntimeError(f"validation ranked {sums.count} users, but the data has {expected} to rank")
-    return sums.means()
-
-
-def _dropout_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        dist.broadcast_object_list(name, src=0)
+    if worker == 0:
+        checkpoints.remove_after(name[0])
+    if not name[0]:
+        return TrainingState()
+    with checkpoints.loaded(name[0]) as checkpoint:
+        if checkpoint.record.fingerprint != fingerprint:
+            raise StateMismatch(
+                f"{checkpoints.place}: was trained on data {checkpoint.record.fingerprint}, but the prepared data is "
+                f"{fingerprint}; restore the source, or --fresh to throw the run away"
+            )
+        engine.restore(saved_state(checkpoint.states))
+        saver.went_on_from(checkpoint.record)
+        return checkpoint.record.state
 
 
 def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
@@ -181,107 +299,16 @@ def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
     return epoch == config.train.epochs or step == config.train.max_steps
 
 
-def _advance(
-    state: TrainingState, config: RunConfig, step: int, scores: dict[str, float] | None, elapsed_s: float
+def _judged(
+    state: TrainingState, config: RunConfig, scores: dict[str, float] | None, elapsed_s: float
 ) -> TrainingState:
-    """The state after an epoch: one more epoch, perhaps a new best, perhaps the end."""
-    epoch = state.epoch + 1
+    """The state after an epoch: perhaps a new best, perhaps the end."""
     best: dict[str, Any] = {}
     worse = state.worse_in_a_row
     if scores is not None and scores[config.evaluate.metric] > state.best_score:
-        best = {"best_score": scores[config.evaluate.metric], "best_epoch": epoch, "best_elapsed_s": elapsed_s}
+        best = {"best_score": scores[config.evaluate.metric], "best_epoch": state.epoch, "best_elapsed_s": elapsed_s}
         worse = 0
     elif scores is not None:
         worse += 1
-    return state.model_copy(
-        update={
-            "epoch": epoch,
-            "step": step,
-            "elapsed_s": elapsed_s,
-            "worse_in_a_row": worse,
-            "finished": _is_last(config, epoch, step) or worse >= config.train.patience,
-            **best,
-        }
-    )
-
-
-class _Log:
-    """Worker 0's account of speed and scores, sent to the driver; the other workers' says nothing.
-
-    Targets and tokens are those of all workers; the wait for data is worker 0's own.
-    """
-
-    def __init__(self, mailbox: str, worker: int, config: RunConfig, num_targets: int) -> None:
-        import ray
-
-        self._mailbox: Any = ray.get_actor(mailbox) if worker == 0 else None
-        self._config = config
-        self._num_targets = num_targets
-
-    def note(self, text: str) -> None:
-        """Send a line for people."""
-        if self._mailbox is not None:
-            self._mailbox.put.remote({"kind": "note", "text": text})
-
-    def start_epoch(self, state: TrainingState) -> None:
-        """Begin to count."""
-        self._state = state
-        self._started = self._shown = time.monotonic()
-        self._sums = StepResult(0.0, 0)
-        self._waited_s = 0.0
-
-    def after_step(self, result: StepResult, step: int, done: int, waited_s: float) -> None:
-        """Add one step; now and then send what was seen since the last time."""
-        self._sums += result
-        if time.monotonic() - self._shown >= LOG_EVERY_S:
-            self._send(step, done, waited_s)
-
-    def end_epoch(self, step: int, done: int, waited_s: float) -> None:
-        """Send what is left."""
-        if self._sums.targets:
-            self._send(step, done, waited_s)
-
-    def after_validation(self, state: TrainingState, scores: dict[str, float] | None) -> None:
-        """Send the scores of an epoch."""
-        if self._mailbox is None or scores is None:
-            return
-        event = {f"validation/{name}": value for name, value in scores.items()}
-        is_best = state.best_epoch == state.epoch
-        self._mailbox.put.remote(
-            {
-                "kind": "validation",
-                "epoch": state.epoch,
-                "step": state.step,
-                "elapsed_s": state.elapsed_s,
-                "is_best": is_best,
-                **event,
-            }
-        )
-
-    def _send(self, step: int, done: int, waited_s: float) -> None:
-        now = time.monotonic()
-        seconds, sums = now - self._shown, self._sums
-        elapsed_s = self._state.elapsed_s + now - self._started
-        progress = self._state.epoch + done / self._num_targets
-        share = share_done(self._config.train, epochs=progress, steps=step)
-        waited, self._waited_s = waited_s - self._waited_s, waited_s
-        self._shown, self._sums = now, StepResult(0.0, 0)
-        if self._mailbox is None:
-            return
-        self._mailbox.put.remote(
-            {
-                "kind": "step",
-                "epoch": self._state.epoch + 1,
-                "step": step,
-                "progress": progress,
-                "share_done": share,
-                "loss": sums.loss / sums.targets,
-                "learning_rate": learning_rate(self._config.train, step=step - 1, progress=share),
-                "targets_per_s": sums.targets / seconds,
-                "tokens_per_s": sums.tokens / seconds,
-                "padding_share": 1 - sums.tokens / sums.positions,
-                "data_wait_share": waited / seconds,
-                "elapsed_s": elapsed_s,
-                "left_s": elapsed_s * (1 / share - 1),
-            }
-        )
+    ends = _is_last(config, state.epoch, state.step) or worse >= config.train.patience
+    return state.model_copy(update={"elapsed_s": elapsed_s, "worse_in_a_row": worse, "finished": ends, **best})

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysrec.checkpoint import RunDirectory
 from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig, RunConfig
 from raysrec.data.download import _target
@@ -14,6 +13,7 @@ from raysrec.data.files import plain_name
 from raysrec.data.formats import belongs
 from raysrec.models import MODELS
 from raysrec.place import Place
+from raysrec.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DATA_SETS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysrec.checkpoint import RunDirectory
 from raysrec.config import RunConfig
 from raysrec.models import MODELS, build_model
 from raysrec.prepare import prepare
+from raysrec.run_directory import RunDirectory
 
 TOOL = Path(__file__).parent.parent / "tools" / "plot_features.py"
 

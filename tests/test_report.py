@@ -4,9 +4,9 @@ import sys
 import pytest
 
 from raysrec import report
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb, validate
 from raysrec.report import table
+from raysrec.run_directory import RunDirectory, RunError
 
 
 def split_of(scores, popularity, users=6040):

@@ -1,4 +1,4 @@
-"""Killed and started again equals never killed, with the whole process group gone and a Ray that is new each time."""
+"""The command, killed and asked to stop, typed again: it goes on where it was, and ends as if nothing had happened."""
 
 import json
 import os
@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
+from test_training import start
+from torch.testing import assert_close
 
-from raysrec.checkpoint import RunDirectory
-from raysrec.command_line import nest, overlay
+from raysrec.checkpoints import Checkpoints
+from raysrec.command_line import nest, overlay, validate
+from raysrec.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 3},
@@ -22,19 +26,17 @@ SETTINGS = {
     "train": {"epochs": 4, "batch_targets": 256, "learning_rate": 0.01, "warmup_steps": 5, "schedule": "cosine"},
     "engine": {"name": "deepspeed"},
     "scale": {"workers": 2, "threads_per_worker": 1},
+    "checkpoint": {"every_steps": 3},
 }
 
 
-def command_of(folder, name):
-    """The command line that trains a run of this name; its Ray keeps its files apart from others'."""
+def settings_of(folder, name):
     settings = overlay(SETTINGS, {"storage": {"root": str(folder / "runs"), "name": name}})
-    settings = overlay(settings, nest("data.prepared", str(folder / "prepared")))
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    return [sys.executable, "-m", "raysrec.train", "--config", str(file)]
+    return overlay(settings, nest("data.prepared", str(folder / "prepared")))
 
 
 def environment():
+    """Its Ray keeps its files apart from others'."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {**kept, "RAY_TMPDIR": str(Path("/tmp") / f"raysrec-{os.getpid()}")}
 
@@ -44,44 +46,63 @@ def events(run, kind):
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
-def kill_when(process, condition, within_s):
-    """Kill the process and all it started as soon as the condition holds."""
+def saved_step(run):
+    names = Checkpoints(run.checkpoints).names()
+    return int(names[0][5:13]) if names else 0
+
+
+def until(condition, process, within_s=200):
     deadline = time.monotonic() + within_s
     while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not get far enough to be killed"
+        assert process.poll() is None, "the run ended before it got so far"
+        assert time.monotonic() < deadline, "the run did not get so far"
         time.sleep(0.02)
+
+
+def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
+    settings = settings_of(tmp_path, "killed")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "raysrec.train", "--config", str(tmp_path / "run.yaml")]
+    run = RunDirectory(tmp_path / "runs" / "killed")
+    shown = {"env": environment(), "text": True, "stderr": subprocess.PIPE, "start_new_session": True}
+
+    process = subprocess.Popen(command, **shown)
+    until(lambda: saved_step(run) >= 6, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
-
-def test_killed_after_an_epoch_and_started_again_equals_never_killed(tmp_path):
-    subprocess.run(command_of(tmp_path, "whole"), env=environment(), check=True, capture_output=True, timeout=250)
-    command = command_of(tmp_path, "killed")
-    run, whole = (RunDirectory(tmp_path / "runs" / name) for name in ("killed", "whole"))
-
-    process = subprocess.Popen(command, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-    kill_when(process, (run.path / "checkpoints" / "epoch_00002" / "state.json").exists, within_s=200)
+    process = subprocess.Popen(command, **shown)
+    until(lambda: saved_step(run) >= 12, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 143
+    assert "stopped by SIGTERM, saved after step" in said
     assert not run.metrics_file.exists()
-    steps_before = len(events(run, "step"))
 
-    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=250)
-    assert json.loads(run.metrics_file.read_text())["splits"] == json.loads(whole.metrics_file.read_text())["splits"]
-    assert min(event["epoch"] for event in events(run, "step")[steps_before:]) > 1
-    # What lay in the mailbox when the driver was killed is lost from the log, and from nothing else.
-    assert {3, 4} <= {event["epoch"] for event in events(run, "validation")}
+    refused = subprocess.run([*command, "model.dim=32"], **shown, timeout=100)
+    assert refused.returncode == 2
+    assert "model.dim was 16 and is now 32" in refused.stderr
 
+    subprocess.run([*command, "scale.workers=3"], **shown, check=True, timeout=250)
+    starts = events(run, "start")
+    assert [event["workers"] for event in starts] == [2, 2, 3]
+    assert 0 < starts[1]["step"] < starts[2]["step"]
 
-def test_a_run_is_ranked_again_by_its_command_on_more_workers_than_trained_it(tmp_path):
-    subprocess.run(command_of(tmp_path, "run"), env=environment(), check=True, capture_output=True, timeout=250)
-    run = RunDirectory(tmp_path / "runs" / "run")
-    before = json.loads(run.metrics_file.read_text())
-    command = [sys.executable, "-m", "raysrec.evaluate", str(run.path)]
-    subprocess.run([*command, "scale.workers=4"], env=environment(), check=True, capture_output=True, timeout=250)
-    assert json.loads(run.metrics_file.read_text()) == before
-
-    refused = subprocess.run(
-        [*command, "train.epochs=9"], env=environment(), capture_output=True, text=True, timeout=60
+    alone = start(validate(settings), tmp_path / "alone")
+    with Checkpoints(tmp_path / "alone").loaded(Checkpoints(tmp_path / "alone").names()[0]) as found:
+        best = load_file(found.best)
+    ours = load_file(run.model_directory.local / "weights.safetensors")
+    for name, value in best.items():
+        assert_close(ours[name], value, rtol=0.0, atol=1e-5, msg=name)
+    record = json.loads(run.metrics_file.read_text())
+    assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(
+        max(scores["ndcg@10"] for scores in alone.scores), abs=1e-6
     )
+
+    # Ranked again by its command, on more workers than trained it.
+    again = [sys.executable, "-m", "raysrec.evaluate", str(run.path)]
+    subprocess.run([*again, "scale.workers=4"], **shown, check=True, timeout=250)
+    assert json.loads(run.metrics_file.read_text()) == record
+    refused = subprocess.run([*again, "train.epochs=9"], **shown, timeout=60)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: train.epochs=9: the run is trained; only evaluate.* and scale.*")

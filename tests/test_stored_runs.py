@@ -13,12 +13,12 @@ import yaml
 from s3_proxy import Fault
 from test_resume import kill_when
 
-from raysrec.checkpoint import RunDirectory
 from raysrec.command_line import overlay, validate
 from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import read_with_ray
 from raysrec.place import Place
 from raysrec.prepare import prepare
+from raysrec.run_directory import RunDirectory
 from raysrec.runtime import ray_session
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -23,7 +23,6 @@ from s3_server import free_ports, wait_for
 
 from raysrec import prepare as verb
 from raysrec import report, stores
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import run_verb, validate
 from raysrec.config import DataConfig, RunConfig
 from raysrec.data import publishing
@@ -37,6 +36,7 @@ from raysrec.models import build_model
 from raysrec.place import Place, PlaceError
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import Recorder
+from raysrec.run_directory import RunDirectory, RunError
 
 pytestmark = pytest.mark.s3
 

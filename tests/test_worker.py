@@ -1,7 +1,7 @@
 import pytest
 
-from raysrec.checkpoint import TrainingState
 from raysrec.config import RunConfig
+from raysrec.run_directory import TrainingState
 from raysrec.worker import _advance, _dropout_seed
 
 

@@ -24,11 +24,11 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.models import MODELS
 from raysrec.place import Place
+from raysrec.run_directory import RunDirectory, RunError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METRICS = ("hr@10", "ndcg@10", "mrr@10")

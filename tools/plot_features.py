@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysrec.checkpoint import RunDirectory, RunError
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import held_out
 from raysrec.data.reading import read_directly
 from raysrec.history import History
 from raysrec.place import Place
+from raysrec.run_directory import RunDirectory, RunError
 
 
 @dataclass(frozen=True)

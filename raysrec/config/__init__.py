@@ -7,12 +7,13 @@ reads a dictionary of settings, an environment variable or the command line.
 from raysrec.config.data import Columns, DataConfig
 from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, TrainConfig
 from raysrec.config.run import RunConfig
-from raysrec.config.running import EvaluateConfig, ScaleConfig, StorageConfig
+from raysrec.config.running import CheckpointConfig, EvaluateConfig, ScaleConfig, StorageConfig
 from raysrec.config.split import SplitConfig
 from raysrec.config.synthetic import FIRST_SESSION, SyntheticConfig
 
 __all__ = [
     "FIRST_SESSION",
+    "CheckpointConfig",
     "ClozeConfig",
     "Columns",
     "DataConfig",

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from raysrec.config.data import DataConfig
 from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, TrainConfig
-from raysrec.config.running import EvaluateConfig, ScaleConfig, StorageConfig
+from raysrec.config.running import CheckpointConfig, EvaluateConfig, ScaleConfig, StorageConfig
 from raysrec.models import MODELS, ModelConfig, build_model
 from raysrec.place import Place
 from raysrec.schema import Section
@@ -37,6 +37,8 @@ class RunConfig(Section):
     """Workers."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Ranking."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving."""
     storage: StorageConfig = StorageConfig()
     """The run directory."""
 

@@ -8,15 +8,46 @@ from raysrec.config.data import AnyPlace
 from raysrec.schema import Count, CountOrZero, Section
 
 
+class ElasticWorkers(Section):
+    """As many workers as the cluster has room for, within bounds."""
+
+    min: Count
+    """With fewer, training waits."""
+    max: Count
+    """More are not asked for."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ElasticWorkers":
+        if self.min > self.max:
+            raise ValueError(f"scale.workers.min={self.min} exceeds scale.workers.max={self.max}; lower it")
+        return self
+
+
 class ScaleConfig(Section):
     """How many workers, and what each is given."""
 
-    workers: Count = 1
-    """Training processes, at most `data.num_streams` (or processes that rank, where a run is evaluated)."""
+    workers: Count | ElasticWorkers = 1
+    """Training processes, at most `data.num_streams` (or processes that rank, where a run is evaluated). A number, or
+    `{min: …, max: …}`: nodes that come and go then change it while training runs, and no batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs if the cluster has one for each worker."""
     threads_per_worker: CountOrZero = 0
     """CPU threads of a worker's arithmetic; 0 divides this machine's cores among the workers."""
+    max_failures: CountOrZero = 3
+    """Failures in a row, with no checkpoint between them, after which training is given up; any one of a worker, a node
+    or a store is gone on from."""
+    stalled_after_s: Annotated[float, Field(gt=0)] = 900.0
+    """Seconds after which a worker that others wait for is taken for lost."""
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers there will be."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
 
 
 class EvaluateConfig(Section):
@@ -42,6 +73,19 @@ class EvaluateConfig(Section):
                 f"one of {', '.join(known)}"
             )
         return self
+
+
+class CheckpointConfig(Section):
+    """When a training is saved, besides after each epoch and when it is asked to end; it goes on meanwhile."""
+
+    every_steps: CountOrZero = 0
+    """Updates between two checkpoints; 0 to go by time alone."""
+    every_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds between two checkpoints."""
+    keep: Count = 2
+    """How many checkpoints are kept; the best weights are kept besides."""
+    stop_within_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that saving may take when the run is asked to end, by SIGTERM or Ctrl-C."""
 
 
 class StorageConfig(Section):

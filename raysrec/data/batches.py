@@ -76,6 +76,7 @@ def training_batches(
     max_length: int,
     batch_targets: int,
     rng: np.random.Generator,
+    skip: int = 0,
 ) -> Iterator[list[Batch]]:
     """Shuffle and cut a pool of histories: one list of micro-batches for each step of its stream.
 
@@ -86,6 +87,7 @@ def training_batches(
         max_length: Longest row (L).
         batch_targets: Targets of one step of this stream.
         rng: Fixes offsets and order.
+        skip: The first so many steps come empty; those after them are what they would have been.
     """
     samples = training_samples(positions, config, max_length=max_length, rng=rng)
     if len(samples) == 0:
@@ -93,16 +95,19 @@ def training_batches(
     (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
     if config.supervision == "cloze":
         batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
-    for windows in grouped_by_length(samples, batch_targets=batch_targets, rng=rng):
+    for step, windows in enumerate(grouped_by_length(samples, batch_targets=batch_targets, rng=rng)):
         hidden = draw_hidden(windows.lengths, config.cloze, rng) if config.supervision == "cloze" else None
         batches = []
         for part in micro_batches(windows.lengths, config.micro_batch_tokens):
+            seed = int(seeds.integers(2**63))
+            if step < skip:
+                continue
             rows = windows.take(part)
             if hidden is None:
                 batch = collate(histories, rows)
             else:
                 batch = collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())])
-            batches.append(replace(batch, seed=int(seeds.integers(2**63))))
+            batches.append(replace(batch, seed=seed))
         yield batches
 
 

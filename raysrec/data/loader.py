@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,27 @@ STEPS_AHEAD = 16
 
 
 def epoch_steps(
-    data: PreparedData, config: RunConfig, read: Reader, *, epoch: int, worker: int, num_workers: int
+    data: PreparedData,
+    config: RunConfig,
+    read: Reader,
+    *,
+    epoch: int,
+    worker: int,
+    num_workers: int,
+    first_step: int = 0,
 ) -> Iterator[list[Batch]]:
     """One epoch of a worker: for each global step the micro-batches of the streams it serves.
 
     Workers may have different numbers of steps; one that is done contributes nothing until all are.
+
+    Args:
+        data: What is learned from.
+        config: The run.
+        read: Reads row groups.
+        epoch: Number of the epoch, from 0.
+        worker: Number of the worker.
+        num_workers: How many there are; it changes no global step.
+        first_step: Steps before this one are passed over: read, and made no batches of.
     """
     groups, dealt = data.row_groups(), row_groups_of_streams(data, config, epoch=epoch)
     numbers = streams_of_worker(worker, num_workers=num_workers, num_streams=config.data.num_streams)
@@ -38,10 +54,10 @@ def epoch_steps(
     order = list(reading_order(mine))
     feed = _Feed([stream for stream, _ in order], read([groups[group] for _, group in order]))
     streams = [
-        _stream_steps(data, config, feed, local, dealt[number], seed=[config.train.seed, epoch, number])
+        _stream_steps(data, config, feed, local, dealt[number], [config.train.seed, epoch, number], first_step)
         for local, number in enumerate(numbers)
     ]
-    for parts in zip_longest(*streams, fillvalue=[]):
+    for parts in islice(zip_longest(*streams, fillvalue=[]), first_step, None):
         yield [batch for part in parts for batch in part]
 
 
@@ -89,20 +105,34 @@ def held_out(tables: Iterable[pa.Table], rule: SplitRule, config: RunConfig, *, 
 
 
 def _stream_steps(
-    data: PreparedData, config: RunConfig, feed: "_Feed", local: int, order: Sequence[int], *, seed: list[int]
+    data: PreparedData,
+    config: RunConfig,
+    feed: "_Feed",
+    local: int,
+    order: Sequence[int],
+    seed: list[int],
+    first_step: int,
 ) -> Iterator[list[Batch]]:
-    """One stream of an epoch, pool after pool; `local` is its number among the streams of this worker."""
+    """One stream of an epoch, pool after pool; `local` is its number among the streams of this worker.
+
+    The steps before `first_step` come empty.
+    """
     sizes = [data.row_groups()[group].interactions for group in order]
+    made = 0
     for number, pool in enumerate(pools(sizes, config.data.shuffle_interactions)):
         histories = Histories.of([feed.next_table(local) for _ in pool])
-        yield from training_batches(
+        steps = training_batches(
             histories,
             _positions(data.manifest.split, histories),
             config.train,
             max_length=config.model.max_length,
             batch_targets=max(1, config.train.batch_targets // config.data.num_streams),
             rng=np.random.default_rng([*seed, number]),
+            skip=first_step - made,
         )
+        for step in steps:
+            made += 1
+            yield step
 
 
 def _positions(rule: SplitRule, histories: Histories) -> Positions:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from raysrec.place import AnyPath, Place, PlaceError
+from raysrec.place import AnyPath, Place, PlaceError, sync
 
 SCRATCH = "scratch-"
 """How the names of folders begin that lie in a folder only while it is written."""
@@ -88,9 +88,9 @@ def _renamed(folder: Path, is_whole: Callable[[Place], bool]) -> Iterator[Path]:
     try:
         yield scratch
         for path in [*scratch.rglob("*"), scratch]:
-            _sync(path)
+            sync(path)
         _rename(scratch, folder, is_whole)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
@@ -175,11 +175,3 @@ def _rename(scratch: Path, folder: Path, is_whole: Callable[[Place], bool]) -> N
 
 def _hidden_beside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from raysrec import checkpoint
-from raysrec.checkpoint import RunDirectory, RunError, TrainingState, load_model, save_weights
+from raysrec import run_directory
 from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
+from raysrec.run_directory import RunDirectory, RunError, TrainingState, load_model, save_weights
 
 NUM_ITEMS = 12
 NUM_USERS = 5
@@ -70,9 +70,9 @@ def test_provenance_says_where_a_run_comes_from(tmp_path, monkeypatch):
 
 
 def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "run_directory.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert checkpoint._commit() is None
+    assert run_directory._commit() is None
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -109,7 +109,7 @@ def test_model_json_is_written_last(run, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(run_directory, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
     assert files(run.model_directory) == []
@@ -122,7 +122,7 @@ def test_metrics_say_that_a_run_is_finished(run):
 
 
 def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
-    path, real = tmp_path / "w.safetensors", checkpoint.save_file
+    path, real = tmp_path / "w.safetensors", run_directory.save_file
     save_weights({"a": torch.ones(3)}, path)
 
     def half(weights, temporary):
@@ -130,7 +130,7 @@ def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_pat
         temporary.write_bytes(temporary.read_bytes()[:10])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", half)
+    monkeypatch.setattr(run_directory, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         save_weights({"a": torch.zeros(3)}, path)
     assert torch.equal(load_file(path)["a"], torch.ones(3))

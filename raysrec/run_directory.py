@@ -5,7 +5,7 @@ runs/<name>/
   provenance.json   versions, commit, machine, command, data fingerprint
   log.jsonl         every number that was shown while training
   tensorboard/      the same numbers
-  checkpoints/      to resume; written by Ray Train
+  checkpoints/      to resume (`checkpoints.py`)
   model/            to use: weights.safetensors and model.json
   ranks.parquet     one rank per user; metrics.json is computed from it
 """
@@ -32,32 +32,17 @@ from raysrec.command_line import differences
 from raysrec.config import RunConfig
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
-from raysrec.schema import CountOrZero, Section
+
+FREE = ("scale.", "checkpoint.", "data.prepared")
+"""Settings that change no number, and may be others when a run goes on."""
 
 
 class RunError(ValueError):
     """A run directory that cannot be used as asked."""
 
 
-class TrainingState(Section):
-    """Where training stands after an epoch; with weights and optimizer it is all that is needed to go on."""
-
-    epoch: CountOrZero = 0
-    """Epochs done."""
-    step: CountOrZero = 0
-    """Updates made."""
-    best_score: float = -1.0
-    """Best validation score so far."""
-    best_epoch: CountOrZero = 0
-    """Epoch after which it was reached, counted from 1."""
-    best_elapsed_s: float = 0.0
-    """Seconds of training until then, validation included."""
-    elapsed_s: float = 0.0
-    """Seconds of training, over all restarts."""
-    worse_in_a_row: CountOrZero = 0
-    """Validations since the best."""
-    finished: bool = False
-    """No epoch is left, or patience has run out."""
+class RunStopped(RunError):
+    """A run that was asked to end before it was finished."""
 
 
 @dataclass(frozen=True, init=False)
@@ -98,6 +83,11 @@ class RunDirectory:
         return self.path / "ranks.parquet"
 
     @property
+    def checkpoints(self) -> Place:
+        """What it goes on from."""
+        return self.path / "checkpoints"
+
+    @property
     def model_directory(self) -> Place:
         """The best weights, to use."""
         return self.path / "model"
@@ -107,10 +97,14 @@ class RunDirectory:
         return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
 
     def other_settings(self, config: RunConfig) -> str:
-        """How the run's configuration differs from another, in words; empty if it does not or nothing is there yet."""
+        """How the run's configuration differs from another in what decides its numbers, in words.
+
+        Empty if it does not, or nothing is there yet.
+        """
         if not self.config_file.is_file():
             return ""
         changes = differences(self.config().model_dump(mode="json"), config.model_dump(mode="json"))
+        changes = [change for change in changes if not change[0].startswith(FREE)]
         return "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
 
     def start(self, config: RunConfig, fingerprint: str) -> None:
@@ -127,9 +121,9 @@ class RunDirectory:
                     f"{self.path} was begun on data {begun_on}, but the source now gives {fingerprint}; restore the "
                     "source, or --fresh to throw the run away"
                 )
-            return
+        else:
+            provenance.write(json.dumps(_provenance(fingerprint), indent=2) + "\n")
         self.config_file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        provenance.write(json.dumps(_provenance(fingerprint), indent=2) + "\n")
 
     def save_model(
         self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor], *, num_users: int = 0
@@ -146,6 +140,16 @@ class RunDirectory:
     def save_metrics(self, record: Mapping[str, Any]) -> None:
         """Write the scores, last of all: they say that the run is finished."""
         self.metrics_file.write(json.dumps(record, indent=2) + "\n")
+
+    def restarts(self) -> list[dict[str, Any]]:
+        """The log's events that say where training went on, on how many workers, and why it had to, oldest first."""
+        try:
+            lines = (self.path / "log.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        # A driver that was killed may have written half a line.
+        events = (json.loads(line) for line in lines if line.startswith("{") and line.endswith("}"))
+        return [event for event in events if event["kind"] in ("start", "failure")][1:]
 
     def weights_stamp(self) -> str:
         """A text that changes when the weights do."""

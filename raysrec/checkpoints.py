@@ -1,0 +1,243 @@
+"""The checkpoints of a run: what it needs to go on, in files that hold numbers and no code.
+
+checkpoints/
+  step-00000420-epoch-00003.json    which files belong to it, with their sizes and hashes; written last
+  step-00000420-epoch-00003/        what each worker saved: state-<worker>-of-<workers>.safetensors
+  best/epoch-00002.safetensors      the best weights so far, for as long as a checkpoint names them
+
+Without its record a checkpoint does not exist, and a file that is not as its record says makes it no checkpoint, so a
+kill at any byte leaves the one before. Nothing here knows how training goes, nor in how many processes.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from raysrec.place import AnyPath, Place
+from raysrec.schema import CountOrZero, Section
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingState(Section):
+    """Where training stands; with weights and optimizer it is all that is needed to go on."""
+
+    epoch: CountOrZero = 0
+    """Epochs done."""
+    step: CountOrZero = 0
+    """Updates made."""
+    steps_in_epoch: CountOrZero = 0
+    """Updates made in the epoch that was begun and is not done."""
+    targets_in_epoch: CountOrZero = 0
+    """Targets learned from in it."""
+    best_score: float = -1.0
+    """Best validation score so far."""
+    best_epoch: CountOrZero = 0
+    """Epoch after which it was reached, counted from 1."""
+    best_elapsed_s: float = 0.0
+    """Seconds of training until then, validation included."""
+    elapsed_s: float = 0.0
+    """Seconds of training, over all restarts."""
+    worse_in_a_row: CountOrZero = 0
+    """Validations since the best."""
+    finished: bool = False
+    """No epoch is left, or patience has run out."""
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint at this point is called; names sort by how far training was."""
+        return f"step-{self.step:08d}-epoch-{self.epoch:05d}"
+
+    def after_step(self, targets: int) -> "TrainingState":
+        """One more update, from so many targets."""
+        return self.model_copy(
+            update={
+                "step": self.step + 1,
+                "steps_in_epoch": self.steps_in_epoch + 1,
+                "targets_in_epoch": self.targets_in_epoch + targets,
+            }
+        )
+
+    def after_epoch(self) -> "TrainingState":
+        """One more epoch done."""
+        return self.model_copy(update={"epoch": self.epoch + 1, "steps_in_epoch": 0, "targets_in_epoch": 0})
+
+
+class SavedFile(Section):
+    """One file of a checkpoint."""
+
+    name: str = Field(pattern=r"^[a-z]+[\w-]*/[a-z]+[\w-]*\.safetensors$")
+    """Its path in the folder of all checkpoints; never one that leaves it."""
+    bytes: CountOrZero
+    """Its size."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Hash of its content."""
+
+
+class CheckpointRecord(Section):
+    """What a checkpoint consists of."""
+
+    format: Literal[1] = 1
+    state: TrainingState
+    """Where training stood."""
+    fingerprint: str
+    """Of the prepared data."""
+    states: tuple[SavedFile, ...]
+    """What each worker saved."""
+    best: SavedFile | None
+    """The best weights so far; None before the first validation."""
+
+    @property
+    def files(self) -> list[SavedFile]:
+        """All files it needs."""
+        return [*self.states, *([self.best] if self.best else [])]
+
+    def hash(self) -> str:
+        """SHA-256 of all it says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class _SignedRecord(Section):
+    """A record as it lies in its file: a number of it that changed there is noticed."""
+
+    sha256: str
+    checkpoint: CheckpointRecord
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A whole checkpoint, its files on this machine."""
+
+    record: CheckpointRecord
+    states: list[Path]
+    """What each worker saved."""
+    best: Path | None
+    """The best weights so far."""
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints, here or in a store."""
+
+    def __init__(self, place: AnyPath) -> None:
+        self.place = Place.of(place)
+
+    def names(self) -> list[str]:
+        """The checkpoints that have a record, newest first."""
+        found = (
+            re.fullmatch(r"(step-\d{8,}-epoch-\d{5,})\.json", info.base_name)
+            for info in self.place.below(recursive=False)
+        )
+        return sorted((match[1] for match in found if match), reverse=True)
+
+    def save_file(self, name: str, write: Callable[[Path], object]) -> SavedFile:
+        """Bring a file into the folder; it appears there whole.
+
+        Args:
+            name: Its path in the folder.
+            write: Writes it under the name that it is given.
+
+        Raises:
+            OSError: The disk is full.
+            PlaceError: The store refuses it, or fails for longer than is waited for.
+        """
+        with (self.place / name).replacing() as file:
+            write(file)
+            return SavedFile(name=name, bytes=file.stat().st_size, sha256=_sha256(file))
+
+    def publish(self, record: CheckpointRecord) -> None:
+        """Make a checkpoint of files that are there."""
+        signed = _SignedRecord(sha256=record.hash(), checkpoint=record)
+        (self.place / f"{record.state.name}.json").write(signed.model_dump_json(indent=1) + "\n")
+
+    def newest(self) -> CheckpointRecord | None:
+        """The record of the newest checkpoint that is whole; None if there is none.
+
+        One whose files are not as its record says is passed over, loudly.
+        """
+        for name in self.names():
+            try:
+                with self.loaded(name) as checkpoint:
+                    return checkpoint.record
+            except CorruptCheckpoint as error:
+                logger.warning("%s; going back to the checkpoint before it", error)
+        return None
+
+    @contextmanager
+    def loaded(self, name: str) -> Iterator[LoadedCheckpoint]:
+        """A checkpoint's files on this machine, checked, while the block runs.
+
+        Raises:
+            CorruptCheckpoint: A file is missing, or not as the record says.
+        """
+        record = self._record(name)
+        with ExitStack() as stack:
+
+            def checked(saved: SavedFile) -> Path:
+                place = self.place / saved.name
+                try:
+                    file = stack.enter_context(place.at_hand())
+                    size = file.stat().st_size
+                except FileNotFoundError:
+                    raise CorruptCheckpoint(f"{place}: is missing, and checkpoint {name} needs it") from None
+                if size != saved.bytes:
+                    raise CorruptCheckpoint(f"{place}: has {size} bytes, and had {saved.bytes} when it was saved")
+                if _sha256(file) != saved.sha256:
+                    raise CorruptCheckpoint(f"{place}: its content is not what was saved")
+                return file
+
+            states = [checked(saved) for saved in record.states]
+            yield LoadedCheckpoint(record, states, checked(record.best) if record.best else None)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest so many checkpoints, and best weights that none of these names."""
+        names = self.names()
+        for name in names[keep:]:
+            self._remove(name)
+        # A record that cannot be read keeps all: it may name what would be removed.
+        needed = {record.best.name for name in names[:keep] if (record := self._record(name)).best}
+        for info in (self.place / "best").below():
+            if f"best/{info.base_name}" not in needed:
+                (self.place / "best" / info.base_name).delete()
+
+    def remove_after(self, name: str) -> None:
+        """Remove what is newer than this checkpoint, also what never became whole: training makes it anew."""
+        for info in self.place.below(recursive=False):
+            found = re.fullmatch(r"(step-\d{8,}-epoch-\d{5,})(\.json)?", info.base_name)
+            if found and found[1] > name:
+                self._remove(found[1])
+
+    def _record(self, name: str) -> CheckpointRecord:
+        file = self.place / f"{name}.json"
+        try:
+            signed = _SignedRecord.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise CorruptCheckpoint(f"{file}: is missing") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CorruptCheckpoint(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if signed.checkpoint.hash() != signed.sha256:
+            raise CorruptCheckpoint(f"{file}: its content is not what was saved")
+        if signed.checkpoint.state.name != name:
+            raise CorruptCheckpoint(f"{file}: is that of {signed.checkpoint.state.name}")
+        return signed.checkpoint
+
+    def _remove(self, name: str) -> None:
+        """Its record first: what is left by a kill in the middle is no checkpoint."""
+        (self.place / f"{name}.json").delete()
+        (self.place / name).delete()
+
+
+class CorruptCheckpoint(ValueError):
+    """A checkpoint that is not what was saved."""
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

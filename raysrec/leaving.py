@@ -1,0 +1,42 @@
+"""Notices that the machine of a worker is about to be taken away, by a signal or by Ray's word.
+
+A training worker runs in a thread of its process, where Python accepts no signal handler; Ray's actor calls come in the
+main thread, where it does.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from typing import Any
+
+LOOK_EVERY_S = 1.0
+
+_ASKED = threading.Event()
+
+
+def listen() -> None:
+    """From now on SIGTERM does not end this process but is remembered; call in its main thread."""
+    signal.signal(signal.SIGTERM, lambda *_: _ASKED.set())
+
+
+def asked_to_leave() -> bool:
+    """Is this worker's machine about to go?"""
+    return _ASKED.is_set()
+
+
+def watch_for_preemption() -> None:
+    """Remember it, too, when Ray says that the node of some worker will be taken; call in every worker."""
+    threading.Thread(target=_watch, daemon=True, name="raysrec-preemption").start()
+
+
+def _watch() -> None:
+    import ray.train
+
+    while not _ASKED.is_set():
+        told: Any = None
+        with contextlib.suppress(Exception):  # it ends with the training, in whatever way that ends
+            told = ray.train.get_preemption_info()
+        if told is not None:
+            _ASKED.set()
+        time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,141 @@
+"""Saving a checkpoint while training goes on: all workers write at once, and the first one says that it is whole."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from raysrec.checkpoints import CheckpointRecord, Checkpoints, SavedFile, TrainingState
+from raysrec.engine import Snapshot, Weights
+from raysrec.run_directory import save_weights
+
+TOGETHER_WITHIN = timedelta(hours=2)
+"""So long a worker waits for what the others write."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save went."""
+
+    state: TrainingState
+    seconds: float
+    """From its beginning to its end, in the background."""
+    stalled_s: float
+    """Of them, those that training waited."""
+    bytes: int
+    """Of all files."""
+    problem: str
+    """Why there is no such checkpoint; empty if there is."""
+
+
+class Saver:
+    """Saves in a thread, one checkpoint after the other; every worker has one, and they are called together.
+
+    A save that fails ends no training: the next one may succeed, and until then the checkpoint before it stands.
+
+    Args:
+        checkpoints: Where to.
+        fingerprint: Of the prepared data.
+        keep: So many checkpoints stay.
+        worker: This worker's number.
+        num_workers: How many there are.
+        done: Told of every save, in the thread, on the first worker.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        *,
+        fingerprint: str,
+        keep: int,
+        worker: int,
+        num_workers: int,
+        done: Callable[[Saved], None],
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._fingerprint = fingerprint
+        self._keep = keep
+        self._worker, self._num_workers = worker, num_workers
+        self._done = done
+        # The thread speaks to those of other workers while training speaks, too; each needs a channel of its own.
+        self._group = dist.new_group(backend="gloo", timeout=TOGETHER_WITHIN) if num_workers > 1 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysrec-saving")
+        self._running: Future[Saved] | None = None
+        self._best: SavedFile | None = None
+        self._better: tuple[int, Weights] | None = None
+
+    def went_on_from(self, record: CheckpointRecord) -> None:
+        """Training goes on from this checkpoint: its best weights are kept until there are better ones."""
+        self._best = record.best
+
+    def is_best(self, epoch: int, weights: Weights) -> None:
+        """These weights, those after so many epochs, are the best so far; they are saved with the next checkpoint."""
+        self._better = epoch, weights
+
+    @property
+    def busy(self) -> bool:
+        """Is the last save still going on?"""
+        return self._running is not None and not self._running.done()
+
+    def begin(self, state: TrainingState, snapshot: Callable[[], Snapshot]) -> None:
+        """Save what `snapshot` copies now; waits for a save that is still going on."""
+        started = time.monotonic()
+        self.wait()
+        copied = snapshot()
+        self._running = self._thread.submit(self._save, state, copied, started, time.monotonic() - started)
+
+    def wait(self) -> Saved | None:
+        """How the last save went, when it is done; None if there was none."""
+        return self._running.result() if self._running else None
+
+    def _save(self, state: TrainingState, snapshot: Snapshot, started: float, stalled_s: float) -> Saved:
+        own: list[SavedFile] = []
+        problem = ""
+        try:
+            name = f"{state.name}/state-{self._worker}-of-{self._num_workers}.safetensors"
+            own.append(self._checkpoints.save_file(name, snapshot.save))
+            self._save_best()
+        except (OSError, ValueError) as error:
+            problem = str(error)
+        everyone = self._gathered((own, problem))
+        if self._worker:
+            return Saved(state, time.monotonic() - started, stalled_s, 0, problem)
+        problem = "; ".join(said for _, said in everyone if said)
+        states = tuple(saved for files, _ in everyone for saved in files)
+        record = CheckpointRecord(state=state, fingerprint=self._fingerprint, states=states, best=self._best)
+        problem = problem or self._publish(record)
+        total = sum(saved.bytes for saved in record.files)
+        saved = Saved(state, time.monotonic() - started, stalled_s, total, problem)
+        self._done(saved)
+        return saved
+
+    def _save_best(self) -> None:
+        if self._better is None or self._worker:
+            return
+        epoch, weights = self._better
+        self._best = self._checkpoints.save_file(
+            f"best/epoch-{epoch:05d}.safetensors", lambda file: save_weights(weights, file)
+        )
+        self._better = None
+
+    def _publish(self, record: CheckpointRecord) -> str:
+        """Say that a checkpoint is whole, and remove those that it replaces; what failed, if it did."""
+        try:
+            self._checkpoints.publish(record)
+        except (OSError, ValueError) as error:
+            return str(error)
+        with suppress(OSError, ValueError):  # what could not be removed now is removed next time
+            self._checkpoints.prune(self._keep)
+        return ""
+
+    def _gathered(self, own: Any) -> list[Any]:
+        everyone = [own]
+        if self._group is not None:
+            everyone = [None] * self._num_workers
+            dist.all_gather_object(everyone, own, group=self._group)
+        return everyone

@@ -1,0 +1,185 @@
+"""A checkpoint is whole or it is none, whatever was killed, cut or written into it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raysrec.checkpoints import CheckpointRecord, Checkpoints, CorruptCheckpoint, TrainingState
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def save(checkpoints, step, epoch=0, best=None, content=b"weights"):
+    """A checkpoint of two workers; `best` is the epoch of its best weights."""
+    state = TrainingState(step=step, epoch=epoch, best_epoch=best or 0)
+    states = tuple(
+        checkpoints.save_file(
+            f"{state.name}/state-{n}-of-2.safetensors", lambda file, n=n: file.write_bytes(content * n)
+        )
+        for n in (1, 2)
+    )
+    kept = None
+    if best:
+        name = f"best/epoch-{best:05d}.safetensors"
+        kept = checkpoints.save_file(name, lambda file: file.write_bytes(b"best"))
+    checkpoints.publish(CheckpointRecord(state=state, fingerprint=FINGERPRINT, states=states, best=kept))
+    return state.name
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def test_the_newest_is_the_one_furthest_on(checkpoints):
+    assert checkpoints.newest() is None
+    save(checkpoints, 5)
+    save(checkpoints, 10)
+    assert checkpoints.newest().state.step == 10
+    save(checkpoints, 10, epoch=1)  # the same step, after its epoch was judged
+    assert checkpoints.newest().state.epoch == 1
+    assert checkpoints.names() == [
+        "step-00000010-epoch-00001", "step-00000010-epoch-00000", "step-00000005-epoch-00000",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_was_saved_is_at_hand_again(place, checkpoints, request):
+    if place == "s3":
+        checkpoints = Checkpoints(f"{request.getfixturevalue('s3')}/checkpoints")
+    name = save(checkpoints, 5, best=1)
+    with checkpoints.loaded(name) as found:
+        assert [file.read_bytes() for file in found.states] == [b"weights", b"weightsweights"]
+        assert found.best.read_bytes() == b"best"
+        assert found.record.state == TrainingState(step=5, best_epoch=1)
+    save(checkpoints, 6)
+    checkpoints.prune(1)
+    assert checkpoints.names() == ["step-00000006-epoch-00000"]
+
+
+DAMAGE = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-2]),
+    "a flipped bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "gone": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "step-00000010-epoch-00000/state-2-of-2.safetensors",
+        "best/epoch-00002.safetensors",
+        "step-00000010-epoch-00000.json",
+    ],
+)
+def test_a_damaged_one_is_passed_over_loudly(checkpoints, file, damage, caplog):
+    save(checkpoints, 5, best=1)
+    save(checkpoints, 10, best=2)
+    DAMAGE[damage](checkpoints.place.local / file)
+    assert checkpoints.newest().state.step == 5
+    if not (damage == "gone" and file.endswith(".json")):  # then it never was one
+        assert file in caplog.text
+        assert "going back to the checkpoint before it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"states": [{"name": "../../../etc/passwd", "bytes": 1, "sha256": "0" * 64}]},
+        {"states": [{"name": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}]},
+        {"states": [{"name": "s3://other/x.safetensors", "bytes": 1, "sha256": "0" * 64}]},
+        {"format": 2},
+        {"states": "all"},
+        {"state": {"step": 5, "worse_in_a_row": -1}},
+    ],
+)
+def test_a_record_that_is_not_ours_is_refused(checkpoints, change):
+    name = save(checkpoints, 5)
+    file = checkpoints.place.local / f"{name}.json"
+    signed = json.loads(file.read_text())
+    file.write_text(json.dumps(signed | {"checkpoint": signed["checkpoint"] | change}))
+    with (
+        pytest.raises(CorruptCheckpoint, match=f"{name}.json: checkpoint.(state|states|format)"),
+        checkpoints.loaded(name),
+    ):
+        pass
+
+
+def test_a_number_that_changed_in_a_record_is_noticed(checkpoints):
+    name = save(checkpoints, 5)
+    file = checkpoints.place.local / f"{name}.json"
+    file.write_text(file.read_text().replace('"worse_in_a_row": 0', '"worse_in_a_row": 1'))
+    with pytest.raises(CorruptCheckpoint, match="its content is not what was saved"), checkpoints.loaded(name):
+        pass
+
+
+def test_a_record_under_another_name_is_refused(checkpoints):
+    name = save(checkpoints, 5)
+    (checkpoints.place.local / f"{name}.json").rename(checkpoints.place.local / "step-00000006-epoch-00000.json")
+    with (
+        pytest.raises(CorruptCheckpoint, match="is that of step-00000005"),
+        checkpoints.loaded("step-00000006-epoch-00000"),
+    ):
+        pass
+
+
+def test_the_newest_are_kept_with_the_best_weights_that_they_name(checkpoints):
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
+        save(checkpoints, step, best=best)
+    checkpoints.prune(2)
+    left = sorted(path.relative_to(checkpoints.place.local).as_posix() for path in checkpoints.place.local.glob("*/*"))
+    assert left == [
+        "best/epoch-00003.safetensors",
+        *(f"step-0000000{step}-epoch-00000/state-{n}-of-2.safetensors" for step in (3, 4) for n in (1, 2)),
+    ]
+
+
+def test_what_is_newer_than_the_one_gone_on_from_is_removed(checkpoints):
+    old = save(checkpoints, 5)
+    save(checkpoints, 10)
+    broken = checkpoints.place.local / "step-00000015-epoch-00000" / "state-1-of-2.safetensors"
+    broken.parent.mkdir()
+    broken.write_bytes(b"half")
+    checkpoints.remove_after(old)
+    assert sorted(path.name for path in checkpoints.place.local.iterdir()) == [old, f"{old}.json"]
+    checkpoints.remove_after("")
+    assert list(checkpoints.place.local.iterdir()) == []
+
+
+def test_killed_at_any_moment_a_whole_one_is_left(tmp_path):
+    """A process that does nothing but save is killed many times; what it says it has saved is there, and whole."""
+    folder = tmp_path / "checkpoints"
+    program = (
+        "import sys, os; from raysrec.checkpoints import *\n"
+        "checkpoints = Checkpoints(sys.argv[1])\n"
+        "step = int(sys.argv[2])\n"
+        "while True:\n"
+        "    step += 1; state = TrainingState(step=step)\n"
+        "    content = os.urandom(300_000)\n"
+        "    file = checkpoints.save_file(f'{state.name}/state-0-of-1.safetensors', lambda f: f.write_bytes(content))\n"
+        "    record = CheckpointRecord(state=state, fingerprint='', states=(file,), best=None)\n"
+        "    checkpoints.publish(record)\n"
+        "    print(step, flush=True); checkpoints.prune(1)\n"
+    )
+    checkpoints, step, said = Checkpoints(folder), 0, 0
+    for kill in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(folder), str(step)], stdout=subprocess.PIPE, text=True
+        )
+        said = int(process.stdout.readline())
+        time.sleep(0.003 * kill)
+        os.kill(process.pid, signal.SIGKILL)
+        said = max([said, *(int(line) for line in process.stdout.read().splitlines() if line.isdigit())])
+        process.wait()
+        newest = checkpoints.newest()
+        assert newest.state.step in (said, said + 1)
+        checkpoints.remove_after(newest.state.name)
+        step = newest.state.step
+    assert step > 12

@@ -1,0 +1,334 @@
+"""The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from raysrec.checkpoints import Checkpoints
+from raysrec.command_line import nest, overlay, validate
+from raysrec.config import RunConfig
+from raysrec.data.reading import read_directly
+from raysrec.engine import StateMismatch
+from raysrec.prepare import prepare
+from raysrec.worker import Leaving, Training
+
+SETTINGS = {
+    "data": {"synthetic": {"num_users": 203, "num_items": 40, "mean_length": 12}, "num_streams": 3},
+    "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20, "dropout": 0.2, "drop_path": 0.2},
+    "train": {"epochs": 3, "batch_targets": 512, "learning_rate": 0.01, "warmup_steps": 5, "schedule": "cosine"},
+    "engine": {"name": "torch"},
+    "scale": {"threads_per_worker": 1},
+}
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Log:
+    """Stands in for the driver: keeps what a worker says, and lets it die or stop after a step."""
+
+    def __init__(self, *, dies_after=None, stops_after=None):
+        self.losses, self.scores, self.saved = {}, [], []
+        self.dies_after, self.stops_after = dies_after, stops_after
+        self.step = 0
+
+    def after_step(self, result, state, waited_s):
+        self.step = state.step
+        self.losses[str(state.step)] = result.loss / result.targets
+        if self.dies_after == state.step:
+            raise Killed
+
+    def wants_stop(self):
+        return self.stops_after is not None and self.step >= self.stops_after
+
+    def after_validation(self, state, scores):
+        self.scores.append(scores)
+
+    def after_save(self, saved):
+        self.saved.append(saved)
+
+    def started(self, state, num_workers):
+        self.started_after = state.step
+
+    def note(self, text):
+        pass
+
+    def start_epoch(self, state):
+        pass
+
+    def end_epoch(self, state, waited_s):
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+def configure(folder, **changes):
+    settings = overlay(SETTINGS, nest("data.prepared", str(folder / "prepared")))
+    for key, value in changes.items():
+        settings = overlay(settings, nest(key.replace("__", "."), value))
+    return validate(settings)
+
+
+def start(config, place, log=None, worker=0, num_workers=1):
+    """Train until the end, or until the log ends it; the log, which has heard everything."""
+    log = log or Log()
+    data = prepare(config.data)
+    training = Training(
+        config,
+        data,
+        Checkpoints(place),
+        log,
+        read_directly,
+        device=torch.device("cpu"),
+        worker=worker,
+        num_workers=num_workers,
+    )
+    try:
+        training.run()
+    except Killed:
+        training._saver.wait()  # what its thread writes must not meet what the next start writes
+    return log
+
+
+def _spawned(worker, num_workers, config_json, place, dies_after):
+    torch.set_num_threads(1)
+    meeting = f"file://{place}.{num_workers}.{dies_after}"
+    dist.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
+    config = RunConfig.model_validate_json(config_json)
+    log = start(config, place, Log(dies_after=dies_after), worker, num_workers)
+    if worker == 0:
+        Path(f"{place}.losses").write_text(json.dumps(log.losses))
+    dist.destroy_process_group()
+
+
+def start_together(config, place, num_workers, dies_after=None):
+    """The same in several processes; the losses of the steps they made."""
+    mp.spawn(_spawned, (num_workers, config.model_dump_json(), str(place), dies_after), nprocs=num_workers)
+    return json.loads(Path(f"{place}.losses").read_text())
+
+
+def end_of(place):
+    """All that a finished training has left: the state of its end, its best weights, and what its workers saved."""
+    checkpoints = Checkpoints(place)
+    record = checkpoints.newest()
+    assert record.state.finished
+    with checkpoints.loaded(record.state.name) as found:
+        return record.state, load_file(found.best), [load_file(file) for file in found.states]
+
+
+UNTIMED = {"elapsed_s": 0.0, "best_elapsed_s": 0.0}
+
+
+def assert_equal(place, other):
+    """Two trainings ended alike, to the last bit."""
+    (state, best, states), (other_state, other_best, other_states) = end_of(place), end_of(other)
+    assert state.model_copy(update=UNTIMED) == other_state.model_copy(update=UNTIMED)
+    for own, others in zip([best, *states], [other_best, *other_states], strict=True):
+        assert own.keys() == others.keys()
+        assert all(torch.equal(value, others[name]) for name, value in own.items())
+
+
+def assert_close(place, other):
+    """Two trainings ended alike, but for the order in which sums were taken."""
+    (state, best, _), (other_state, other_best, _) = end_of(place), end_of(other)
+    untimed = UNTIMED | {"best_score": 0.0}
+    assert state.model_copy(update=untimed) == other_state.model_copy(update=untimed)
+    assert state.best_score == pytest.approx(other_state.best_score, abs=1e-6)
+    for name, value in best.items():
+        torch.testing.assert_close(value, other_best[name], rtol=0.0, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    config = configure(folder)
+    return folder / "undisturbed", start(config, folder / "undisturbed")
+
+
+def test_the_loss_falls_and_every_epoch_is_saved(undisturbed):
+    place, log = undisturbed
+    losses = list(log.losses.values())
+    assert losses[-1] < losses[0]
+    assert len(log.scores) == 3
+    assert [saved.state.epoch for saved in log.saved] == [1, 2, 3]
+    assert all(saved.problem == "" and saved.bytes > 0 and saved.stalled_s <= saved.seconds for saved in log.saved)
+    assert len(Checkpoints(place).names()) == 2  # the newest are kept
+
+
+def test_killed_after_any_step_it_goes_on_as_if_never_killed(folder, undisturbed):
+    whole, log = undisturbed
+    steps = len(log.losses)
+    assert steps >= 12
+    for step in range(1, steps + 1):
+        place, seen = folder / f"killed-{step}", {}
+        config = configure(folder, checkpoint__every_steps=1 + step % 3)
+        seen |= start(config, place, Log(dies_after=step)).losses
+        again = start(config, place)
+        assert again.started_after <= step
+        assert again.started_after >= step - 3
+        assert seen | again.losses == log.losses
+        assert_equal(place, whole)
+
+
+def test_killed_again_and_again_it_still_ends_the_same(folder, undisturbed):
+    whole, log = undisturbed
+    config, place, losses = configure(folder, checkpoint__every_steps=1), folder / "often", {}
+    for step in range(2, len(log.losses), 2):
+        losses |= start(config, place, Log(dies_after=step)).losses
+    losses |= start(config, place).losses
+    assert losses == log.losses
+    assert_equal(place, whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss__name": "bce"},
+        {"model": {"name": "bert4rec", "dim": 16}, "train__supervision": "cloze"},
+        {"model": {"name": "bprmf", "dim": 16}, "loss": {"name": "bpr", "exclude_history": True}},
+        {"model": {"name": "gru4rec", "dim": 16}, "loss": {"name": "sampled_softmax", "sampling": "in_batch"}},
+    ],
+    ids=["softmax", "bce", "cloze", "bpr", "in_batch"],
+)
+def test_losses_do_not_depend_on_the_number_of_workers_nor_does_dropout(folder, changes):
+    config = configure(folder, train__epochs=1, **changes)
+    place = folder / f"alone-{'-'.join(changes)}-{config.model.name}"
+    alone = start(config, place)
+    together = start_together(config, Path(f"{place}-3"), 3)
+    assert together == pytest.approx(alone.losses, rel=1e-5)
+    assert alone.losses[str(len(alone.losses))] < alone.losses["1"]
+
+
+def test_early_stopping_keeps_the_best_weights(folder):
+    changes = {"train__learning_rate": 0.3, "train__warmup_steps": 0, "train__epochs": 8, "train__patience": 1}
+    log = start(configure(folder, **changes), folder / "early")
+    scores = [seen["ndcg@10"] for seen in log.scores]
+    state, _, _ = end_of(folder / "early")
+    assert state.epoch == len(scores) < 8
+    assert state.best_epoch == 1 + scores.index(max(scores))
+    assert state.best_score == max(scores)
+
+
+def test_training_can_end_in_the_middle_of_an_epoch(folder, undisturbed):
+    _, whole = undisturbed
+    log = start(configure(folder, train__max_steps=5), folder / "cut")
+    assert list(log.losses) == ["1", "2", "3", "4", "5"]
+    assert len(log.scores) == 1
+    assert end_of(folder / "cut")[0].step == 5
+    assert log.losses["1"] == whole.losses["1"]
+
+
+@pytest.mark.parametrize(
+    ("supervision", "model"), [("every_position", "sasrec"), ("last_position", "narm"), ("cloze", "bert4rec")]
+)
+def test_every_supervision_goes_on_in_the_middle_of_an_epoch(folder, supervision, model):
+    changes = {"train__supervision": supervision, "train__epochs": 2, "checkpoint__every_steps": 1}
+    if supervision == "last_position":
+        changes["train__prefixes_per_user"] = 3
+    config = configure(folder, model={"name": model, "dim": 16, "max_length": 20}, **changes)
+    whole = start(config, folder / f"{model}-whole").losses
+    middle = len(whole) // 2 + 1
+    seen = start(config, folder / f"{model}-killed", Log(dies_after=middle)).losses
+    again = start(config, folder / f"{model}-killed")
+    assert again.started_after in (middle - 1, middle)
+    assert seen | again.losses == whole
+    assert_equal(folder / f"{model}-killed", folder / f"{model}-whole")
+
+
+@pytest.mark.parametrize(
+    ("engine", "before", "after"),
+    [
+        ({"name": "torch"}, 2, 2),
+        ({"name": "torch"}, 1, 3),
+        ({"name": "deepspeed", "zero_stage": 1}, 2, 1),
+        ({"name": "deepspeed", "zero_stage": 2}, 2, 3),
+        ({"name": "deepspeed", "zero_stage": 3}, 2, 2),
+    ],
+)
+def test_it_goes_on_on_another_number_of_workers(folder, undisturbed, engine, before, after):
+    whole, log = undisturbed
+    config = configure(folder, engine=engine, checkpoint__every_steps=2)
+    place = folder / f"{engine['name']}-{engine.get('zero_stage')}-{before}-{after}"
+    seen = start_together(config, place, before, dies_after=6)
+    again = start_together(config, place, after)
+    assert min(map(int, again)) in (5, 7)
+    losses = seen | again
+    assert losses.keys() == log.losses.keys()
+    assert losses == pytest.approx(log.losses, rel=1e-5)
+    assert_close(place, whole)
+
+
+def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):
+    whole, log = undisturbed
+    first = start(configure(folder), folder / "stopped", Log(stops_after=4))
+    assert max(map(int, first.losses)) in (5, 6)
+    assert [saved.state.step for saved in first.saved] == [max(map(int, first.losses))]
+    again = start(configure(folder), folder / "stopped")
+    assert again.started_after == first.saved[-1].state.step
+    assert first.losses | again.losses == log.losses
+    assert_equal(folder / "stopped", whole)
+
+
+def test_a_worker_whose_machine_goes_away_saves_first(folder, undisturbed, monkeypatch):
+    whole, log = undisturbed
+    leaving = Log()
+    monkeypatch.setattr("raysrec.worker.asked_to_leave", lambda: leaving.step >= 3)
+    with pytest.raises(Leaving):
+        start(configure(folder), folder / "left", leaving)
+    monkeypatch.undo()
+    assert [saved.state.step for saved in leaving.saved] == [4]
+    assert leaving.losses | start(configure(folder), folder / "left").losses == log.losses
+    assert_equal(folder / "left", whole)
+
+
+def test_time_also_makes_checkpoints(folder):
+    log = start(configure(folder, checkpoint__every_s=1e-6), folder / "often-enough")
+    assert len(log.saved) > 3
+
+
+def test_a_save_that_fails_ends_no_training(folder, undisturbed):
+    """The place to save in is a file until the second epoch: nothing can be written there."""
+    whole, _ = undisturbed
+    place = folder / "blocked"
+    place.write_text("in the way")
+    log = Log()
+    log.after_validation = lambda state, scores: place.unlink(missing_ok=True) if state.epoch == 2 else None
+    start(configure(folder), place, log)
+    assert [bool(saved.problem) for saved in log.saved] == [True, False, False]
+    assert_equal(place, whole)
+
+
+def test_what_was_trained_to_the_end_and_cannot_be_saved_is_an_error(folder):
+    place = folder / "never"
+    place.write_text("in the way")
+    with pytest.raises(RuntimeError, match=r"training is finished but cannot be saved: .*never"):
+        start(configure(folder, train__epochs=1), place)
+
+
+def test_a_damaged_checkpoint_is_gone_back_from(folder, undisturbed, caplog):
+    whole, _ = undisturbed
+    config, place = configure(folder, checkpoint__every_steps=2), folder / "damaged"
+    start(config, place, Log(dies_after=9))
+    newest = Checkpoints(place).names()[0]
+    (file,) = (place / newest).iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    again = start(config, place)
+    assert again.started_after == int(newest[5:13]) - 2
+    assert "going back to the checkpoint before it" in caplog.text
+    assert_equal(place, whole)
+
+
+def test_data_of_another_fingerprint_are_refused(folder):
+    place = folder / "other-data"
+    start(configure(folder), place, Log(dies_after=7))
+    with pytest.raises(StateMismatch, match=r"was trained on data [0-9a-f]{16}, but the prepared data is [0-9a-f]{16}"):
+        start(configure(folder, data__synthetic__num_users=204), place)
