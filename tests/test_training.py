@@ -1,6 +1,7 @@
 """The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch
 from raysrec.prepare import prepare
 from raysrec.worker import Leaving, Training
+from raysrec.worker_log import WorkerLog
 
 SETTINGS = {
     "data": {"synthetic": {"num_users": 203, "num_items": 40, "mean_length": 12}, "num_streams": 3},
@@ -30,7 +32,7 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class Log:
+class Log(WorkerLog):
     """Stands in for the driver: keeps what a worker says, and lets it die or stop after a step."""
 
     def __init__(self, *, dies_after=None, stops_after=None):
@@ -73,6 +75,8 @@ def folder(tmp_path_factory):
 
 def configure(folder, **changes):
     settings = overlay(SETTINGS, nest("data.prepared", str(folder / "prepared")))
+    if "model" in changes:  # another one, with keys of its own
+        del settings["model"]
     for key, value in changes.items():
         settings = overlay(settings, nest(key.replace("__", "."), value))
     return validate(settings)
@@ -101,6 +105,7 @@ def start(config, place, log=None, worker=0, num_workers=1):
 
 def _spawned(worker, num_workers, config_json, place, dies_after):
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(worker)  # DeepSpeed wants it said
     meeting = f"file://{place}.{num_workers}.{dies_after}"
     dist.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
     config = RunConfig.model_validate_json(config_json)
@@ -295,23 +300,36 @@ def test_time_also_makes_checkpoints(folder):
     assert len(log.saved) > 3
 
 
+class InTheWay(Log):
+    """Puts a file where the checkpoint after the first epoch is to be written, and takes it away after the second."""
+
+    def __init__(self, place, *, forever=False):
+        super().__init__()
+        self._place, self._forever = place, forever
+        self._files = []
+
+    def after_validation(self, state, scores):
+        if state.epoch == 1 or self._forever:
+            self._files.append(self._place / state.name)
+            self._files[-1].parent.mkdir(exist_ok=True)
+            self._files[-1].write_text("in the way")
+        elif self._files:
+            self._files.pop().unlink()
+
+
 def test_a_save_that_fails_ends_no_training(folder, undisturbed):
-    """The place to save in is a file until the second epoch: nothing can be written there."""
     whole, _ = undisturbed
     place = folder / "blocked"
-    place.write_text("in the way")
-    log = Log()
-    log.after_validation = lambda state, scores: place.unlink(missing_ok=True) if state.epoch == 2 else None
-    start(configure(folder), place, log)
+    log = start(configure(folder), place, InTheWay(place))
     assert [bool(saved.problem) for saved in log.saved] == [True, False, False]
+    assert "Not a directory" in log.saved[0].problem or "exists" in log.saved[0].problem
     assert_equal(place, whole)
 
 
 def test_what_was_trained_to_the_end_and_cannot_be_saved_is_an_error(folder):
     place = folder / "never"
-    place.write_text("in the way")
     with pytest.raises(RuntimeError, match=r"training is finished but cannot be saved: .*never"):
-        start(configure(folder, train__epochs=1), place)
+        start(configure(folder, train__epochs=1), place, InTheWay(place, forever=True))
 
 
 def test_a_damaged_checkpoint_is_gone_back_from(folder, undisturbed, caplog):
