@@ -3,14 +3,12 @@
 The loop sees training batches and validation scores; it has no way to see a test score.
 """
 
-import math
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -20,7 +18,16 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import read_with_ray
-from raysrec.engine import Engine, StepResult, Weights, build_engine, learning_rate, share_done
+from raysrec.engine import (
+    Engine,
+    NonFiniteLoss,
+    StepResult,
+    Weights,
+    build_engine,
+    learning_rate,
+    saved_state,
+    share_done,
+)
 from raysrec.evaluate import validation_sums
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model
@@ -81,17 +88,17 @@ def train_worker(arguments: dict[str, Any]) -> None:
         ready = iter(steps)
         while step != config.train.max_steps:
             batches = next(ready, [])
-            # Dropout depends on the step and not on what was drawn before, so that a resumed run draws the same.
-            torch.manual_seed(_dropout_seed(config.train.seed, step, worker))
             progress = share_done(config.train, epochs=state.epoch + done / num_targets, steps=step)
-            result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
+            try:
+                result = engine.step(batches, learning_rate=learning_rate(config.train, step=step, progress=progress))
+            except NonFiniteLoss as fault:
+                raise NonFiniteLoss(
+                    f"step {step + 1}, in epoch {state.epoch + 1}: {fault}. Lower train.learning_rate, or set "
+                    "train.clip_norm or a longer train.warmup_steps",
+                    fault.faults,
+                ) from None
             if result.targets == 0:  # every worker's data has ended
                 break
-            if not math.isfinite(result.loss):
-                raise FloatingPointError(
-                    f"the loss of step {step} in epoch {state.epoch + 1} is {result.loss}; lower train.learning_rate, "
-                    "or set train.clip_norm or a longer train.warmup_steps"
-                )
             step, done = step + 1, done + result.targets
             log.after_step(result, step, done, steps.waited_s)
             if time.monotonic() > released + RELEASE_EVERY_S:
@@ -125,7 +132,7 @@ def _restore(engine: Engine) -> tuple[TrainingState, Weights]:
     if checkpoint is None:
         return TrainingState(), {}
     with checkpoint.as_directory() as folder:
-        engine.load(Path(folder))
+        engine.restore(saved_state(list(Path(folder).glob("state-*.safetensors"))))
         state = TrainingState.model_validate_json((Path(folder) / "state.json").read_text())
         return state, load_file(Path(folder) / "best.safetensors")
 
@@ -135,7 +142,8 @@ def _save(engine: Engine, state: TrainingState, best: Weights, worker: int, chec
     import ray.train
 
     folder = Path(tempfile.mkdtemp(prefix="raysrec-"))
-    engine.save(folder)
+    snapshot = engine.snapshot()
+    snapshot.save(folder / snapshot.file_name)
     if worker == 0:
         (folder / "state.json").write_text(state.model_dump_json())
         save_weights(best, folder / "best.safetensors")
@@ -170,10 +178,6 @@ def _validate(
     if sums.count != (expected := data.manifest.num_ranked("validation")):
         raise RuntimeError(f"validation ranked {sums.count} users, but the data has {expected} to rank")
     return sums.means()
-
-
-def _dropout_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
