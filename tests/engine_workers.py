@@ -24,6 +24,7 @@ SMALL = {
         "dim": 8,
         "dropout": 0.0,
         **({"num_heads": 2} if "num_heads" in model.Config.model_fields else {}),
+        **({"num_blocks": 1} if "num_blocks" in model.Config.model_fields else {}),
         **{field: 0.0 for field in model.Config.model_fields if "drop" in field},
     }
     for name, model in MODELS.items()

@@ -100,7 +100,10 @@ class DeepSpeedEngine:
         def gradients(batch: Batch) -> Mapping[str, Tensor]:
             return gradients_of(batch, self._forward_alone, self._objective, targets=seen.targets, device=self._device)
 
-        return explain(what, batches, losses, gradients)
+        found = explain(what, batches, losses, gradients)
+        if self._partition is not None:
+            self._partition.settle()
+        return found
 
     def _forward_alone(self, batch: Batch) -> Tensor:
         from deepspeed.runtime.torch_autocast import autocast_if_enabled

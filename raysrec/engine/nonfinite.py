@@ -43,13 +43,14 @@ class Fault:
         return not math.isfinite(self.loss) or self.num_not_finite > 0
 
     def __str__(self) -> str:
-        users = _some([str(user) for user in self.users], self.num_users)
-        gradients = f"not finite in {_some(self.not_finite, self.num_not_finite)}" if self.num_not_finite else "finite"
-        largest = f", else at most {self.largest:.3g} ({self.largest_in})" if self.largest_in else ""
-        return (
-            f"worker {self.worker}, micro-batch {self.micro_batch}: loss {self.loss:.6g} of {self.num_users} users"
-            f"{f' ({users})' if self.users else ''}; gradient {gradients}{largest}"
-        )
+        users = f" ({_some([str(user) for user in self.users], self.num_users)})" if self.users else ""
+        gradient = "finite"
+        if self.num_not_finite:
+            gradient = f"not finite in {_some(self.not_finite, self.num_not_finite)}"
+        if self.largest_in:
+            gradient += f", {'elsewhere ' if self.num_not_finite else ''}at most {self.largest:.3g} ({self.largest_in})"
+        where = f"worker {self.worker}, micro-batch {self.micro_batch}"
+        return f"{where}: loss {self.loss:.6g} of {self.num_users} users{users}; gradient {gradient}"
 
 
 class NonFiniteLoss(FloatingPointError):

@@ -24,34 +24,34 @@ def saved_state(paths: Sequence[Path]) -> Mapping[str, Tensor]:
         paths: The files of all workers that saved it (`Snapshot.save`), in any order.
 
     Raises:
-        BrokenState: A file is no whole state file, or one of a worker is missing. Asking for a tensor raises it if the
-            files do not have all of it, or not as it was written.
+        BrokenState: A file is no whole state file, one of a worker is missing, or together they lack values. Asking for
+            a tensor raises it if its values are not those that were written.
     """
     pieces: dict[str, list[_Piece]] = {}
-    workers: dict[int, Path] = {}
-    counts = set()
+    workers, counts = set(), set()
     for path in paths:
         header = _read_header(path)
-        workers[int(header["worker"])] = path
+        workers.add(int(header["worker"]))
         counts.add(int(header["num_workers"]))
-        for name, (start, shape, crc) in json.loads(header["tensors"]).items():
-            pieces.setdefault(name, []).append(_Piece(path, start, tuple(shape), crc))
-    if len(counts) != 1 or set(workers) != set(range(max(counts, default=1))):
+        for name, facts in json.loads(header["tensors"]).items():
+            pieces.setdefault(name, []).append(_Piece(path, **facts))
+    if len(counts) != 1 or workers != set(range(max(counts))):
         raise BrokenState(
             f"{', '.join(str(path) for path in paths) or 'no file'}: a state needs the file of each of its workers; "
-            f"these are of workers {sorted(workers)}, of {sorted(counts) or 'none'}"
+            f"these are of workers {sorted(workers)}, of {sorted(counts)}"
         )
-    return _SavedState(pieces)
+    return _SavedState({name: _in_order(name, own) for name, own in pieces.items()})
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where some or all values of a tensor lie."""
+    """Where some or all values of a tensor lie; the fields are those of `Snapshot.save`."""
 
     path: Path
     start: int
-    shape: tuple[int, ...]
-    crc: int
+    size: int
+    shape: Sequence[int]
+    crc32: int
 
     def read(self, name: str) -> Tensor:
         """The values, flat, as they were written."""
@@ -60,7 +60,7 @@ class _Piece:
                 values: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise BrokenState(f"{self.path}: {name} cannot be read ({error})") from None
-        if checksum(values) != self.crc:
+        if values.numel() != self.size or checksum(values) != self.crc32:
             raise BrokenState(f"{self.path}: the values of {name} are not those that were written")
         return values.flatten()
 
@@ -79,23 +79,24 @@ class _SavedState(Mapping[str, Tensor]):
         return name in self._pieces
 
     def __getitem__(self, name: str) -> Tensor:
-        pieces = sorted(self._pieces[name], key=lambda piece: piece.start)
-        shape = pieces[0].shape
-        size = prod(shape)
-        whole: Tensor | None = None
-        done = 0
-        for piece in pieces:
-            values = piece.read(name)
-            # The file is mapped into memory, and may be replaced: the values are copied out of it.
-            whole = torch.empty(size, dtype=values.dtype) if whole is None else whole
-            if piece.start != done or piece.shape != shape or done + len(values) > size:
-                break
-            whole[done : done + len(values)] = values
-            done += len(values)
-        if whole is None or done != size:
-            files = ", ".join(str(piece.path) for piece in pieces)
-            raise BrokenState(f"{files}: of {name}, {size} values, those from {done} on are missing")
-        return whole.view(shape)
+        pieces = self._pieces[name]
+        # Also one piece is copied: the file is mapped into memory and may be replaced.
+        return torch.cat([piece.read(name) for piece in pieces]).view(tuple(pieces[0].shape))
+
+
+def _in_order(name: str, pieces: Sequence[_Piece]) -> Sequence[_Piece]:
+    """The pieces from the first value to the last, with none missing and none twice."""
+    ordered = sorted(pieces, key=lambda piece: piece.start)
+    size = prod(ordered[0].shape)
+    done = 0
+    for piece in ordered:
+        if piece.start != done or piece.shape != ordered[0].shape:
+            break
+        done += piece.size
+    if done != size:
+        files = ", ".join(str(piece.path) for piece in ordered)
+        raise BrokenState(f"{files}: of {name}, {size} values, those from {done} on are missing or there twice")
+    return ordered
 
 
 def _read_header(path: Path) -> dict[str, str]:

@@ -65,7 +65,12 @@ class Snapshot:
     def save(self, path: Path) -> None:
         """Write one safetensors file and wait until the disk has it; other threads may compute meanwhile."""
         facts = {
-            name: [fragment.start, fragment.shape, checksum(fragment.values)]
+            name: {
+                "start": fragment.start,
+                "size": fragment.values.numel(),
+                "shape": fragment.shape,
+                "crc32": checksum(fragment.values),
+            }
             for name, fragment in self.fragments.items()
         }
         metadata = {

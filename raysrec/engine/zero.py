@@ -65,7 +65,8 @@ class Partition:
         self._runs: dict[str, Run] = {run.name: run for run in runs()}
         for run in self._runs.values():
             own = self._models_own(run)
-            if not torch.equal(run.of(run.flat).detach().to(own.device, own.dtype), own):
+            kept = run.of(run.flat).detach().to(own.device, own.dtype)
+            if not torch.allclose(kept, own, rtol=0, atol=0, equal_nan=True):
                 raise RuntimeError(
                     f"{run.name}: DeepSpeed keeps its values elsewhere than expected, so that they could not be saved; "
                     "drop what engine.extra changes about partitions, or install the DeepSpeed of constraints.txt"
@@ -107,6 +108,12 @@ class Partition:
         if self._divides_weights:
             self._zero.checkpoint_event_epilogue()  # gathers small parameters, which stay whole everywhere
         self._restore_optimizer(state)
+
+    def settle(self) -> None:
+        """After passes that no update followed: of divided weights, keep gathered only what always is."""
+        if self._divides_weights:
+            self._zero.checkpoint_event_prologue()
+            self._zero.checkpoint_event_epilogue()
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
         base = self._zero.optimizer
