@@ -36,6 +36,20 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], value: float)
             group["lr"] = value * group.get("scale", 1.0)
 
 
+def new_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What an optimizer keeps for a parameter, as before its first update; torch makes it only then.
+
+    Raises:
+        TypeError: The optimizer is none of `build_optimizers`.
+    """
+    if isinstance(optimizer, Muon):
+        return {"mean": torch.zeros_like(parameter)}
+    if isinstance(optimizer, torch.optim.AdamW):
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    raise TypeError(f"what {type(optimizer).__name__} keeps for a parameter is not known")
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are replaced by the nearest orthogonal ones: every direction learns at one rate.
 

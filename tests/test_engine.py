@@ -1,114 +1,16 @@
 import math
-import os
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from engine_workers import NUM_ITEMS, Training, configure, engine_of, micro_batches, objective_of, on_workers
 
-from raysrec.config import RunConfig, TrainConfig
-from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, share_done
-from raysrec.history import Batch, History
-from raysrec.models import MODELS, build_model
-from raysrec.objective import Objective
-
-NUM_ITEMS = 30
-NUM_USERS = 12
-STEPS = 3
-
+from raysrec.config import TrainConfig
+from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, saved_state, share_done
+from raysrec.models import MODELS
 
 SENSITIVE = {"eulerformer"}
 """Its contrast is a mean over a micro-batch, and which micro-batches a worker has is another mean of means."""
-
-SMALL = {
-    name: {
-        "name": name,
-        "dim": 8,
-        "dropout": 0.0,
-        **({"num_heads": 2} if "num_heads" in model.Config.model_fields else {}),
-        **{field: 0.0 for field in model.Config.model_fields if "drop" in field},
-    }
-    for name, model in MODELS.items()
-}
-
-
-def configure(model="recgrela", optimizer="adam", loss="softmax", **engine):
-    causal = build_model(MODELS[model].Config.model_validate(SMALL[model]), NUM_ITEMS, NUM_USERS).causal
-    return RunConfig.model_validate(
-        {
-            "model": SMALL[model],
-            "loss": {"name": loss, **({} if loss == "softmax" else {"negatives": 4})},
-            "train": {
-                "learning_rate": 0.01,
-                "clip_norm": 0.5,
-                "weight_decay": 0.1,
-                "optimizer": optimizer,
-                "supervision": "every_position" if causal else "last_position",
-            },
-            "engine": engine,
-        }
-    )
-
-
-def objective_of(config):
-    model = build_model(config.model, NUM_ITEMS, NUM_USERS)
-    return Objective(model, config.loss, reads_last=config.train.supervision == "last_position")
-
-
-def batch_of(seed, rows):
-    draw = torch.Generator().manual_seed(seed)
-    items = torch.randint(1, NUM_ITEMS + 1, (rows, 7), generator=draw)
-    lengths = torch.randint(2, 7, (rows,), generator=draw)
-    real = torch.arange(6) < lengths[:, None]
-    users = torch.randint(1, NUM_USERS + 1, (rows,), generator=draw)
-    history = History(items[:, :6] * real, torch.zeros_like(items[:, :6]), lengths, users)
-    return Batch(history, items[:, 1:] * real, seed)
-
-
-def micro_batches(step):
-    """Three micro-batches of unequal size: with two workers one gets two of them and the other one."""
-    return [batch_of(10 * step + index, rows) for index, rows in enumerate((5, 2, 3))]
-
-
-def learn(config, worker=0, num_workers=1, directory=None, save_after=None):
-    """Losses and weights after a few steps; the last step's data is all on worker 0."""
-    torch.manual_seed(0)
-    engine = build_engine(objective_of(config), config, torch.device("cpu"))
-    losses = []
-    start = 0
-    if directory is not None and save_after is None:
-        engine.load(Path(directory))
-        start = 2
-    for step in range(start, STEPS):
-        mine = (
-            micro_batches(step)[worker::num_workers]
-            if step < STEPS - 1
-            else (micro_batches(step) if worker == 0 else [])
-        )
-        result = engine.step(mine, learning_rate=0.01)
-        losses.append(result.loss / result.targets)
-        if save_after == step:
-            engine.save(Path(directory))
-    assert engine.step([], learning_rate=0.01).targets == 0
-    return losses, engine.weights()
-
-
-def _worker(worker, num_workers, folder, runs):
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(worker)  # as a launcher sets it
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=worker, world_size=num_workers)
-    for name, (config, arguments) in runs.items():
-        (Path(folder) / name).mkdir(exist_ok=True)
-        outcome = learn(config, worker, num_workers, **arguments)
-        if worker == 0:
-            torch.save(outcome, f"{folder}/{name}.pt")
-    dist.destroy_process_group()
-
-
-def on_two_workers(folder, runs):
-    mp.spawn(_worker, (2, str(folder), runs), nprocs=2)
-    return {name: torch.load(folder / f"{name}.pt") for name in runs}
 
 
 def assert_same(one, other, tolerance=2e-6):
@@ -122,18 +24,42 @@ def assert_same(one, other, tolerance=2e-6):
 def test_two_workers_learn_what_one_does(tmp_path, loss):
     # What a loss draws does not depend on the model, so one is enough for those that draw.
     models = [model for model in MODELS if model not in SENSITIVE] if loss == "softmax" else ["recgrela"]
-    runs = {model: (configure(model, loss=loss, name="torch"), {}) for model in models}
-    outcomes = on_two_workers(tmp_path, runs)
-    for model, (config, _) in runs.items():
-        assert_same(learn(config), outcomes[model])
+    trainings = {model: Training(configure(model, loss=loss, name="torch")) for model in models}
+    outcomes = on_workers(2, tmp_path, trainings)
+    for model, training in trainings.items():
+        assert_same(training.run(), outcomes[model])
+
+
+@pytest.mark.slow
+def test_dropout_does_not_depend_on_the_number_of_workers(tmp_path):
+    without, torch_engine = Training(configure("sasrec", name="torch")), configure("sasrec", dropout=0.3, name="torch")
+    trainings = {
+        "torch": Training(torch_engine),
+        "zero2": Training(configure("sasrec", dropout=0.3, name="deepspeed", zero_stage=2)),
+        "sampled": Training(configure("sasrec", dropout=0.3, loss="sampled_softmax", name="torch")),
+    }
+    alone = {name: Training(torch_engine).run() for name in ("torch", "zero2")}
+    alone["sampled"] = trainings["sampled"].run()
+    assert alone["torch"][0] != pytest.approx(without.run()[0], rel=1e-3)
+    for name, outcome in on_workers(2, tmp_path, trainings).items():
+        assert_same(alone[name], outcome)
+
+
+def test_dropout_depends_on_the_micro_batch_alone():
+    engine = engine_of(configure("sasrec", dropout=0.5, name="torch"))
+    first, second = micro_batches(0)[:2]
+    both = engine.step([first, second], learning_rate=0.0).loss
+    torch.manual_seed(123)
+    other_way = engine.step([second, first], learning_rate=0.0).loss
+    assert other_way == pytest.approx(both, rel=1e-12)
+    assert engine.step([replace(first, seed=77), second], learning_rate=0.0).loss != pytest.approx(both, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("model", list(MODELS))
 def test_every_model_learns_under_either_optimizer(model, optimizer):
     config = configure(model, optimizer, name="torch")
-    torch.manual_seed(0)
-    engine = build_engine(objective_of(config), config, torch.device("cpu"))
+    engine = engine_of(config)
     losses = []
     for _ in range(12):
         result = engine.step(micro_batches(0), learning_rate=0.01)
@@ -149,9 +75,10 @@ def test_a_model_without_weights_is_measured_saved_and_loaded(tmp_path):
     objective = objective_of(config)
     objective.model.set_item_counts(torch.arange(NUM_ITEMS + 1))
     engine = build_engine(objective, config, torch.device("cpu"))
-    engine.save(tmp_path)
-    again = build_engine(objective_of(config), config, torch.device("cpu"))
-    again.load(tmp_path)
+    snapshot = engine.snapshot()
+    snapshot.save(tmp_path / snapshot.file_name)
+    again = engine_of(config)
+    again.restore(saved_state([tmp_path / snapshot.file_name]))
     first, second = (each.step(micro_batches(0), learning_rate=0.1) for each in (engine, again))
     assert first == second
     assert first.targets > 0
@@ -160,36 +87,20 @@ def test_a_model_without_weights_is_measured_saved_and_loaded(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mamba4rec", "recgrela", "caser", "bprmf"])
 def test_deepspeed_learns_what_torch_does_at_every_stage(tmp_path, model):
-    runs = {f"zero{stage}": (configure(model, name="deepspeed", zero_stage=stage), {}) for stage in range(4)}
-    outcomes = on_two_workers(tmp_path, runs)
-    expected = learn(configure(model, name="torch"))
+    stages = {f"zero{stage}": Training(configure(model, name="deepspeed", zero_stage=stage)) for stage in range(4)}
+    outcomes = on_workers(2, tmp_path, stages)
+    expected = Training(configure(model, name="torch")).run()
     for outcome in outcomes.values():
         assert_same(expected, outcome)
 
 
 @pytest.mark.slow
 def test_bfloat16_stays_close_in_both_engines(tmp_path):
-    runs = {name: (configure(name=name, precision="bfloat16"), {}) for name in ("torch", "deepspeed")}
-    losses, _ = learn(configure(name="torch"))
-    for found, _ in on_two_workers(tmp_path, runs).values():
+    trainings = {name: Training(configure(name=name, precision="bfloat16")) for name in ("torch", "deepspeed")}
+    losses, _ = Training(configure(name="torch")).run()
+    for found, _ in on_workers(2, tmp_path, trainings).values():
         assert found == pytest.approx(losses, rel=0.01)
         assert found != losses
-
-
-@pytest.mark.slow
-def test_both_engines_go_on_from_what_they_saved(tmp_path):
-    def runs(save_after):
-        return {
-            name: (configure(name=name), {"directory": str(tmp_path / name), "save_after": save_after})
-            for name in ("torch", "deepspeed")
-        }
-
-    whole = on_two_workers(tmp_path, runs(1))
-    (tmp_path / "rendezvous").unlink(missing_ok=True)
-    resumed = on_two_workers(tmp_path, runs(None))
-    for name, (losses, weights) in resumed.items():
-        assert losses == whole[name][0][2:]
-        assert all(torch.equal(value, whole[name][1][key]) for key, value in weights.items())
 
 
 def test_learning_rate_warms_up_and_then_falls_to_zero():

@@ -1,8 +1,6 @@
-import pytest
-
+from raysrec.checkpoints import TrainingState
 from raysrec.config import RunConfig
-from raysrec.run_directory import TrainingState
-from raysrec.worker import _advance, _dropout_seed
+from raysrec.worker import _judged
 
 
 def configure(**train):
@@ -14,7 +12,8 @@ def run_through(config, scores):
     states = [TrainingState()]
     for epoch, score in enumerate(scores, start=1):
         seen = None if score is None else {"ndcg@10": score}
-        states.append(_advance(states[-1], config, 10 * epoch, seen, float(epoch)))
+        begun = states[-1].after_epoch().model_copy(update={"step": 10 * epoch})
+        states.append(_judged(begun, config, seen, float(epoch)))
     return states[1:]
 
 
@@ -48,10 +47,3 @@ def test_training_ends_after_the_last_epoch():
 def test_training_ends_after_the_last_step_asked_for():
     states = run_through(configure(epochs=9, max_steps=20), [0.1, 0.2])
     assert [state.finished for state in states] == [False, True]
-
-
-@pytest.mark.parametrize("other", [(1, 5, 0), (0, 6, 0), (0, 5, 1)])
-def test_dropout_differs_by_seed_step_and_worker_and_repeats(other):
-    assert _dropout_seed(0, 5, 0) == _dropout_seed(0, 5, 0)
-    assert _dropout_seed(0, 5, 0) != _dropout_seed(*other)
-    assert 0 <= _dropout_seed(*other) < 2**63

@@ -1,0 +1,95 @@
+"""What one worker writes of the training state, under names that every engine knows.
+
+`weights/<name>` is a parameter or buffer by its name in the model, `optimizer/<parameter>/<key>` what the optimizer
+keeps for a parameter. A worker has whole tensors or fragments, runs of a flattened tensor; together they have all.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "raysrec-state-1"
+"""Written into every file; another number for what can no longer be read the same way."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Some or all values of a tensor."""
+
+    values: Tensor
+    """All of the tensor as it is, or a run of it when flattened."""
+    start: int
+    """Where the run begins in the flattened tensor."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> "Fragment":
+        """All of a tensor."""
+        return cls(tensor.detach(), 0, tuple(tensor.shape))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The part of the training state that one worker has to write; nothing that it holds changes any more."""
+
+    worker: int
+    num_workers: int
+    fragments: Mapping[str, Fragment]
+
+    @classmethod
+    def copied(cls, fragments: Mapping[str, Fragment], *, worker: int, num_workers: int) -> "Snapshot":
+        """Copy the values to memory of their own on the CPU; they may be changed as soon as this returns."""
+        copies = {name: replace(fragment, values=_copy(fragment.values)) for name, fragment in fragments.items()}
+        if any(fragment.values.is_cuda for fragment in fragments.values()):
+            torch.cuda.synchronize()
+        return cls(worker, num_workers, copies)
+
+    @property
+    def file_name(self) -> str:
+        """How its file is called beside those of the other workers."""
+        return f"state-{self.worker}-of-{self.num_workers}.safetensors"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all values."""
+        return sum(fragment.values.nbytes for fragment in self.fragments.values())
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file and wait until the disk has it; other threads may compute meanwhile."""
+        facts = {
+            name: {
+                "start": fragment.start,
+                "size": fragment.values.numel(),
+                "shape": fragment.shape,
+                "crc32": checksum(fragment.values),
+            }
+            for name, fragment in self.fragments.items()
+        }
+        metadata = {
+            "format": FORMAT,
+            "worker": str(self.worker),
+            "num_workers": str(self.num_workers),
+            "tensors": json.dumps(facts),
+        }
+        save_file({name: fragment.values for name, fragment in self.fragments.items()}, path, metadata)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def checksum(values: Tensor) -> int:
+    """CRC-32 of a contiguous tensor's bytes: safetensors itself would not notice a changed one."""
+    return zlib.crc32(values.flatten().view(torch.uint8).numpy().data)
+
+
+def _copy(values: Tensor) -> Tensor:
+    # Memory that a GPU can write to directly is ten times as fast, and torch keeps it for the next time.
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+    return copy.copy_(values.detach(), non_blocking=True)
