@@ -1,13 +1,11 @@
 """Engines in real gloo processes: small configurations, micro-batches, and what a worker is told to do with them."""
 
-import multiprocessing
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_together
 
 from raysrec.config import RunConfig
 from raysrec.engine import build_engine, saved_state
@@ -114,20 +112,13 @@ class Training:
 
 def on_workers(num_workers, folder, jobs):
     """What worker 0 gives back of each job, all done by the same processes one after another."""
-    (folder / "rendezvous").unlink(missing_ok=True)
-    # Processes that are forked from one which has imported all this start at once.
-    multiprocessing.set_forkserver_preload(["deepspeed", "engine_workers"])
-    mp.start_processes(_work, (num_workers, folder, jobs), nprocs=num_workers, start_method="forkserver")
+    run_together(_work, num_workers, folder, folder, jobs)
     return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in jobs}
 
 
 def _work(worker, num_workers, folder, jobs):
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(worker)  # as a launcher sets it
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=worker, world_size=num_workers)
     for name, job in jobs.items():
         outcome = job.run(worker, num_workers)
         dist.barrier()
         if worker == 0:
             torch.save(outcome, f"{folder}/{name}.pt")
-    dist.destroy_process_group()

@@ -1,13 +1,11 @@
 """The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_together
 from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints
@@ -103,22 +101,19 @@ def start(config, place, log=None, worker=0, num_workers=1):
     return log
 
 
-def _spawned(worker, num_workers, config_json, place, dies_after):
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(worker)  # DeepSpeed wants it said
-    meeting = f"file://{place}.{num_workers}.{dies_after}"
-    dist.init_process_group("gloo", init_method=meeting, rank=worker, world_size=num_workers)
+def start_together(config, place, num_workers, dies_after=None):
+    """The same in several processes; the losses of the steps they made."""
+    meeting = Path(f"{place}.meeting")
+    meeting.mkdir(exist_ok=True)
+    run_together(_member, num_workers, meeting, config.model_dump_json(), place, dies_after)
+    return json.loads((meeting / "losses.json").read_text())
+
+
+def _member(worker, num_workers, config_json, place, dies_after):
     config = RunConfig.model_validate_json(config_json)
     log = start(config, place, Log(dies_after=dies_after), worker, num_workers)
     if worker == 0:
-        Path(f"{place}.losses").write_text(json.dumps(log.losses))
-    dist.destroy_process_group()
-
-
-def start_together(config, place, num_workers, dies_after=None):
-    """The same in several processes; the losses of the steps they made."""
-    mp.spawn(_spawned, (num_workers, config.model_dump_json(), str(place), dies_after), nprocs=num_workers)
-    return json.loads(Path(f"{place}.losses").read_text())
+        Path(f"{place}.meeting", "losses.json").write_text(json.dumps(log.losses))
 
 
 def end_of(place):
@@ -210,7 +205,6 @@ def test_losses_do_not_depend_on_the_number_of_workers_nor_does_dropout(folder, 
     alone = start(config, place)
     together = start_together(config, Path(f"{place}-3"), 3)
     assert together == pytest.approx(alone.losses, rel=1e-5)
-    assert alone.losses[str(len(alone.losses))] < alone.losses["1"]
 
 
 def test_early_stopping_keeps_the_best_weights(folder):
@@ -265,7 +259,7 @@ def test_it_goes_on_on_another_number_of_workers(folder, undisturbed, engine, be
     place = folder / f"{engine['name']}-{engine.get('zero_stage')}-{before}-{after}"
     seen = start_together(config, place, before, dies_after=6)
     again = start_together(config, place, after)
-    assert min(map(int, again)) in (5, 7)
+    assert min(map(int, again)) == 6  # the first epoch ended after step 5, and step 6 was not saved yet
     losses = seen | again
     assert losses.keys() == log.losses.keys()
     assert losses == pytest.approx(log.losses, rel=1e-5)
