@@ -282,6 +282,14 @@ def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_pa
             "engine.name=deepspeed engine.extra.zero_optimization.stage=2",
             "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage",
         ),
+        (
+            "engine.name=deepspeed engine.extra.fp16.enabled=true",
+            "engine.extra.fp16 keeps, with engine.zero_stage=1, a state that no checkpoint holds",
+        ),
+        (
+            "engine.name=deepspeed engine.zero_stage=0 engine.extra.bf16.enabled=true",
+            "engine.extra.bf16 keeps, with engine.zero_stage=0, a state that no checkpoint holds",
+        ),
     ],
 )
 def test_what_would_be_ignored_is_refused(override, message):

@@ -1,12 +1,13 @@
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from engine_workers import NUM_ITEMS, Training, configure, engine_of, micro_batches, objective_of, on_workers
 
-from raysrec.config import TrainConfig
+from raysrec.config import RunConfig, TrainConfig
 from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, saved_state, share_done
+from raysrec.engine.exchange import everyones
 from raysrec.models import MODELS
 
 SENSITIVE = {"eulerformer"}
@@ -43,6 +44,26 @@ def test_dropout_does_not_depend_on_the_number_of_workers(tmp_path):
     assert alone["torch"][0] != pytest.approx(without.run()[0], rel=1e-3)
     for name, outcome in on_workers(2, tmp_path, trainings).items():
         assert_same(alone[name], outcome)
+
+
+@dataclass(frozen=True)
+class Wishing:
+    """What all workers hear of two wishes: in a step with targets, and in one without."""
+
+    config: RunConfig
+
+    def run(self, worker, num_workers):
+        engine = engine_of(self.config)
+        with_targets = engine.step(micro_batches(0), learning_rate=0.01, wish=3 * worker)
+        without = engine.step([], learning_rate=0.01, wish=2 - worker)
+        return everyones([with_targets.wish, without.wish, (with_targets + without).wish])
+
+
+@pytest.mark.slow
+def test_every_worker_hears_the_largest_wish(tmp_path):
+    configs = {name: configure(name=name) for name in ("torch", "deepspeed")} | {"fixed": configure("popularity")}
+    for heard in on_workers(2, tmp_path, {name: Wishing(config) for name, config in configs.items()}).values():
+        assert heard == [[3, 2, 3], [3, 2, 3]]
 
 
 def test_dropout_depends_on_the_micro_batch_alone():

@@ -7,6 +7,7 @@ import torch
 from engine_workers import Training, batch_of, configure, engine_of, objective_of, on_workers
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 import raysrec
 from raysrec.engine import BrokenState, Snapshot, StateMismatch, saved_state
@@ -14,6 +15,7 @@ from raysrec.engine.snapshot import Fragment
 from raysrec.optimizers import new_state
 
 STEPS, SAVED_AFTER = 4, 1
+TABLE = "weights/embedding.table.weight"
 
 # Some parameters of this size stay whole on every worker, and some are cut.
 SMALL_STAY_WHOLE = {"zero_optimization": {"stage3_param_persistence_threshold": 100}}
@@ -146,6 +148,20 @@ def test_a_state_from_before_the_first_step_has_no_optimizer_state(tmp_path):
     assert found == losses
 
 
+def test_a_snapshot_keeps_its_values_and_only_a_dropped_one_lends_its_memory():
+    engine = engine_of(KINDS["adam"])
+    engine.step([batch_of(0, 4)], learning_rate=0.01)
+    first = engine.snapshot()
+    place, values = (each(first.fragments[TABLE].values) for each in (Tensor.data_ptr, Tensor.clone))
+    engine.step([batch_of(1, 4)], learning_rate=0.01)
+    second = engine.snapshot()
+    assert torch.equal(first.fragments[TABLE].values, values)
+    assert torch.equal(second.fragments[TABLE].values, engine.weights()[TABLE.removeprefix("weights/")])
+    assert not torch.equal(second.fragments[TABLE].values, values)
+    del first
+    assert engine.snapshot().fragments[TABLE].values.data_ptr() == place
+
+
 def test_what_new_state_says_is_what_torch_makes():
     for kind in ("adam", "muon"):
         engine = engine_of(KINDS[kind])
@@ -159,7 +175,7 @@ def test_what_new_state_says_is_what_torch_makes():
 def test_a_state_of_another_model_or_optimizer_is_refused_in_one_line(saved):
     state = dict(saved_state([saved]))
     engine = engine_of(KINDS["adam"])
-    item = "weights/embedding.table.weight"
+    item = TABLE
 
     def refusal(changed, engine=engine):
         with pytest.raises(StateMismatch) as refused:

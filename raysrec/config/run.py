@@ -2,7 +2,7 @@
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -58,6 +58,7 @@ class RunConfig(Section):
             raise ValueError(
                 "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
             )
+        self._extra_can_be_saved()
         if self.train.optimizer == "muon" and self.engine.name != "torch":
             raise ValueError(
                 f"train.optimizer=muon needs whole matrices, which engine.name={self.engine.name} cuts up; "
@@ -65,6 +66,14 @@ class RunConfig(Section):
             )
         self._supervision_fits()
         return self
+
+    def _extra_can_be_saved(self) -> None:
+        lower = [name for name in ("fp16", "amp", "bf16") if _is_on(self.engine.extra.get(name))]
+        if lower and (lower != ["bf16"] or self.engine.zero_stage == 0):
+            raise ValueError(
+                f"engine.extra.{lower[0]} keeps, with engine.zero_stage={self.engine.zero_stage}, a state that no "
+                "checkpoint holds; set engine.precision=bfloat16 (or engine.extra.bf16 with engine.zero_stage 1 to 3)"
+            )
 
     def _supervision_fits(self) -> None:
         supervision, windows = self.train.supervision, self.train.windows
@@ -100,3 +109,7 @@ class RunConfig(Section):
                 f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position, and "
                 f"{supervision} has no prefixes; drop it"
             )
+
+
+def _is_on(section: Any) -> bool:
+    return isinstance(section, dict) and bool(section.get("enabled"))

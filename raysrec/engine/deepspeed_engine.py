@@ -16,8 +16,8 @@ from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_w
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
-from raysrec.engine.replicated import replicated_snapshot, restore_replicated, whole_model
-from raysrec.engine.snapshot import Fragment, Snapshot
+from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.snapshot import Copies, Fragment, Snapshot
 from raysrec.engine.zero import Partition
 from raysrec.history import Batch
 from raysrec.objective import Objective
@@ -32,6 +32,7 @@ class DeepSpeedEngine:
     def __init__(self, objective: Objective, config: RunConfig, device: torch.device) -> None:
         deepspeed = _import_deepspeed(device)
         self._objective = objective
+        self._copies = Copies()
         self._device = device
         self._stage = config.engine.zero_stage
         self._clip_norm = config.train.clip_norm
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
             if index < len(batches) - 1:
                 self._engine.step()  # counts
         losses = torch.stack(totals).tolist()
-        loss = sum_over_workers(sum(losses))
+        loss = sum_over_workers(sum(losses, 0.0))
         if not math.isfinite(loss):
             raise self._explained("the loss is not finite", batches, losses, seen)
         if self._stage == 0 and self._clip_norm and not self._norm().isfinite():
@@ -74,14 +75,7 @@ class DeepSpeedEngine:
 
     def snapshot(self) -> Snapshot:
         """Each worker has what it updates, in full precision, and worker 0 the buffers; nothing is communicated."""
-        if self._partition is None:
-            return replicated_snapshot(self._objective.model, [self._optimizer])
-        fragments = self._partition.fragments()
-        if this_worker() == 0:
-            buffers = set(self._objective.model.state_dict()) - {n for n, _ in self._objective.model.named_parameters()}
-            for name in buffers:
-                fragments[f"weights/{name}"] = Fragment.whole(self._objective.model.get_buffer(name))
-        return Snapshot.copied(fragments, worker=this_worker(), num_workers=num_workers())
+        return self._copies.of(self._fragments(), worker=this_worker(), num_workers=num_workers())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes what it updates, and the model's own copy of the weights."""
@@ -89,6 +83,16 @@ class DeepSpeedEngine:
             restore_replicated(self._objective.model, [self._optimizer], state)
         else:
             self._partition.restore(state)
+
+    def _fragments(self) -> dict[str, Fragment]:
+        model = self._objective.model
+        if self._partition is None:
+            return replicated_fragments(model, [self._optimizer])
+        fragments = self._partition.fragments()
+        if this_worker() == 0:
+            for name in set(model.state_dict()) - {name for name, _ in model.named_parameters()}:
+                fragments[f"weights/{name}"] = Fragment.whole(model.get_buffer(name))
+        return fragments
 
     def _norm(self) -> Tensor:
         gradients = [parameter.grad for parameter in self._objective.parameters() if parameter.grad is not None]

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raysrec.engine.exchange import agree, sum_over_workers
+from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
 from raysrec.engine.forward import loss_of
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import explain
-from raysrec.engine.replicated import replicated_snapshot, restore_replicated, whole_model
-from raysrec.engine.snapshot import Snapshot
+from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.snapshot import Copies, Snapshot
 from raysrec.history import Batch
 from raysrec.objective import Objective
 
@@ -22,6 +22,7 @@ class FixedEngine:
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
+        self._copies = Copies()
         self._device = device
 
     @torch.no_grad()
@@ -29,7 +30,7 @@ class FixedEngine:
         """The loss of these micro-batches; no rate changes anything."""
         batches, seen = agree(batches, wish)
         losses = [float(loss_of(batch, self._objective, self._device)) for batch in batches]
-        loss = sum_over_workers(sum(losses))
+        loss = sum_over_workers(sum(losses, 0.0))
         if not math.isfinite(loss):
             raise explain("the loss is not finite", batches, losses, lambda batch: {})
         return replace(seen, loss=loss)
@@ -40,7 +41,8 @@ class FixedEngine:
 
     def snapshot(self) -> Snapshot:
         """Worker 0 has the buffers; they are the same on all workers."""
-        return replicated_snapshot(self._objective.model, [])
+        fragments = replicated_fragments(self._objective.model, [])
+        return self._copies.of(fragments, worker=this_worker(), num_workers=num_workers())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes the buffers."""

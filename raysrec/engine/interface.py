@@ -51,8 +51,9 @@ class Engine(Protocol):
             wish: A number that all workers are to hear of, with no message of its own: the result has the largest.
 
         Raises:
-            NonFiniteLoss: The loss or its gradient is NaN or infinite, on all workers alike. The weights and the
-                optimizer are as before the step; the engine can still be asked for them, and makes no other step.
+            NonFiniteLoss: The loss or its gradient is NaN or infinite; on all workers alike. The weights and the
+                optimizer are as before the step, and can still be asked for; no other step can be made. Gradients are
+                looked at where their norm is computed anyway: with `train.clip_norm`, and always under ZeRO 1 to 3.
         """
         ...
 

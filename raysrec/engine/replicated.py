@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysrec.engine.exchange import num_workers, this_worker
+from raysrec.engine.exchange import this_worker
 from raysrec.engine.interface import Weights
 from raysrec.engine.restoring import refuse_other_names, saved_keys, saved_tensor
-from raysrec.engine.snapshot import Fragment, Snapshot
+from raysrec.engine.snapshot import Fragment
 from raysrec.optimizers import new_state
 
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -19,7 +19,7 @@ def whole_model(model: nn.Module) -> Weights:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def replicated_snapshot(model: nn.Module, optimizers: Optimizers) -> Snapshot:
+def replicated_fragments(model: nn.Module, optimizers: Optimizers) -> dict[str, Fragment]:
     """Everything on worker 0, and nothing on the others."""
     fragments: dict[str, Fragment] = {}
     if this_worker() == 0:
@@ -29,7 +29,7 @@ def replicated_snapshot(model: nn.Module, optimizers: Optimizers) -> Snapshot:
             for optimizer in optimizers:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     fragments[f"optimizer/{name}/{key}"] = Fragment.whole(value)
-    return Snapshot.copied(fragments, worker=this_worker(), num_workers=num_workers())
+    return fragments
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raysrec.config import RunConfig
-from raysrec.engine.exchange import agree, num_workers, sum_over_workers
+from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
-from raysrec.engine.replicated import replicated_snapshot, restore_replicated, whole_model
-from raysrec.engine.snapshot import Snapshot
+from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.snapshot import Copies, Snapshot
 from raysrec.history import Batch
 from raysrec.objective import Objective
 from raysrec.optimizers import build_optimizers, set_learning_rate
@@ -26,6 +26,7 @@ class TorchEngine:
 
     def __init__(self, objective: Objective, config: RunConfig, device: torch.device) -> None:
         self._objective = objective
+        self._copies = Copies()
         self._device = device
         self._clip_norm = config.train.clip_norm
         self._optimizers = build_optimizers(objective.model, config.train)
@@ -44,7 +45,7 @@ class TorchEngine:
                 torch.autograd.backward(total * (num_workers() / seen.targets))  # DDP takes the mean over workers
             totals.append(total.detach())
         losses = torch.stack(totals).tolist()
-        loss = sum_over_workers(sum(losses))
+        loss = sum_over_workers(sum(losses, 0.0))
         if not math.isfinite(loss):
             raise self._explained("the loss is not finite", batches, losses, seen)
         if self._clip_norm:
@@ -63,7 +64,8 @@ class TorchEngine:
 
     def snapshot(self) -> Snapshot:
         """Worker 0 has everything; it is the same on all workers."""
-        return replicated_snapshot(self._objective.model, self._optimizers)
+        fragments = replicated_fragments(self._objective.model, self._optimizers)
+        return self._copies.of(fragments, worker=this_worker(), num_workers=num_workers())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes everything."""
