@@ -4,6 +4,7 @@ checkpoints/
   step-00000420-epoch-00003.json    which files belong to it, with their sizes and hashes; written last
   step-00000420-epoch-00003/        what each worker saved: state-<worker>-of-<workers>.safetensors
   best/epoch-00002.safetensors      the best weights so far, for as long as a checkpoint names them
+  owner                             which start of the training may write here
 
 Without its record a checkpoint does not exist, and a file that is not as its record says makes it no checkpoint, so a
 kill at any byte leaves the one before. Nothing here knows how training goes, nor in how many processes.
@@ -127,6 +128,17 @@ class Checkpoints:
 
     def __init__(self, place: AnyPath) -> None:
         self.place = Place.of(place)
+
+    def claim(self, owner: str) -> None:
+        """From now on this start of the training writes here; an earlier one that still runs is to find that out."""
+        (self.place / "owner").write(owner)
+
+    def is_owned_by(self, owner: str) -> bool:
+        """Does nobody else write here since?"""
+        try:
+            return (self.place / "owner").read_text() == owner
+        except FileNotFoundError:
+            return False
 
     def names(self) -> list[str]:
         """The checkpoints that have a record, newest first."""

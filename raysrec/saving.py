@@ -33,13 +33,20 @@ class Saved:
     """Why there is no such checkpoint; empty if there is."""
 
 
+class Superseded(RuntimeError):
+    """Another start of the same training has taken over."""
+
+
 class Saver:
     """Saves in a thread, one checkpoint after the other; every worker has one, and they are called together.
 
-    A save that fails ends no training: the next one may succeed, and until then the checkpoint before it stands.
+    A save that fails ends no training: the next one may succeed, and until then the checkpoint before it stands. Only
+    where another start of the training has taken over is there nothing left to do: workers live on for a while when the
+    command that started them is killed, and what they would write is that of the next start to write.
 
     Args:
         checkpoints: Where to.
+        owner: The start of the training that this worker belongs to.
         fingerprint: Of the prepared data.
         keep: So many checkpoints stay.
         worker: This worker's number.
@@ -51,6 +58,7 @@ class Saver:
         self,
         checkpoints: Checkpoints,
         *,
+        owner: str,
         fingerprint: str,
         keep: int,
         worker: int,
@@ -58,6 +66,7 @@ class Saver:
         done: Callable[[Saved], None],
     ) -> None:
         self._checkpoints = checkpoints
+        self._owner = owner
         self._fingerprint = fingerprint
         self._keep = keep
         self._worker, self._num_workers = worker, num_workers
@@ -97,6 +106,7 @@ class Saver:
         own: list[SavedFile] = []
         problem = ""
         try:
+            self._refuse_others()
             name = f"{state.name}/state-{self._worker}-of-{self._num_workers}.safetensors"
             own.append(self._checkpoints.save_file(name, snapshot.save))
             self._save_best()
@@ -126,12 +136,17 @@ class Saver:
     def _publish(self, record: CheckpointRecord) -> str:
         """Say that a checkpoint is whole, and remove those that it replaces; what failed, if it did."""
         try:
+            self._refuse_others()
             self._checkpoints.publish(record)
         except (OSError, ValueError) as error:
             return str(error)
         with suppress(OSError, ValueError):  # what could not be removed now is removed next time
             self._checkpoints.prune(self._keep)
         return ""
+
+    def _refuse_others(self) -> None:
+        if not self._checkpoints.is_owned_by(self._owner):
+            raise Superseded(f"{self._checkpoints.place}: another start of this training has taken over")
 
     def _gathered(self, own: Any) -> list[Any]:
         everyone = [own]

@@ -160,6 +160,7 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
             "prepared": str(data.directory.absolute()),
             "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
+            "owner": uuid.uuid4().hex,
         },
         torch_config=torch_config(use_gpu=use_gpu, stalled_after_s=scale.stalled_after_s),
         scaling_config=ray.train.ScalingConfig(

@@ -23,13 +23,13 @@ from raysrec.models import build_model
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
 from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
-from raysrec.saving import Saver
+from raysrec.saving import Saver, Superseded
 from raysrec.worker_log import WorkerLog
 
 RELEASE_EVERY_S = 300.0
 """Seconds after which memory that was freed is given back; more often would cost speed."""
 
-HOPELESS = (NonFiniteLoss, StateMismatch)
+HOPELESS = (NonFiniteLoss, StateMismatch, Superseded)
 """What would only happen again after a restart."""
 
 
@@ -52,8 +52,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """What every worker does, from the first epoch or the last checkpoint to the end.
 
     Args:
-        arguments: `config` (a RunConfig as JSON), `prepared` and `checkpoints` (places, of the data and to save in) and
-            `mailbox` (name of an actor).
+        arguments: `config` (a RunConfig as JSON), `prepared` and `checkpoints` (places, of the data and to save in),
+            `mailbox` (name of an actor) and `owner` (by which this start of the training is known).
     """
     import ray.train.torch
 
@@ -78,6 +78,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             device=ray.train.torch.get_device(),
             worker=worker,
             num_workers=num_workers,
+            owner=arguments["owner"],
         ).run()
     except HOPELESS as error:
         log.give_up(str(error))
@@ -96,6 +97,7 @@ class Training:
         device: Where this worker computes.
         worker: Its number.
         num_workers: How many there are, in torch's process group if more than one.
+        owner: The start of the training that it belongs to; a later start takes over.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Training:
         device: torch.device,
         worker: int,
         num_workers: int,
+        owner: str = "",
     ) -> None:
         manifest = data.manifest
         self._config, self._data, self._log, self._read = config, data, log, read
@@ -125,12 +128,15 @@ class Training:
         self._engine = build_engine(objective, config, device)
         self._saver = Saver(
             checkpoints,
+            owner=owner,
             fingerprint=manifest.fingerprint,
             keep=config.checkpoint.keep,
             worker=worker,
             num_workers=num_workers,
             done=log.after_save,
         )
+        if worker == 0:
+            checkpoints.claim(owner)
         self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker, num_workers)
         self._begun = self._saved = self._released = time.monotonic()
         self._elapsed_before_s = self._state.elapsed_s

@@ -14,6 +14,7 @@ from raysrec.config import RunConfig
 from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch
 from raysrec.prepare import prepare
+from raysrec.saving import Superseded
 from raysrec.worker import Leaving, Training
 from raysrec.worker_log import WorkerLog
 
@@ -264,6 +265,15 @@ def test_it_goes_on_on_another_number_of_workers(folder, undisturbed, engine, be
     assert losses.keys() == log.losses.keys()
     assert losses == pytest.approx(log.losses, rel=1e-5)
     assert_close(place, whole)
+
+
+def test_an_earlier_start_that_still_runs_writes_nothing_any_more(folder):
+    place = folder / "taken-over"
+    log = Log()
+    log.after_validation = lambda state, scores: Checkpoints(place).claim("another") if state.epoch == 2 else None
+    with pytest.raises(Superseded, match="another start of this training has taken over"):
+        start(configure(folder), place, log)
+    assert Checkpoints(place).newest().state.epoch == 1
 
 
 def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):
