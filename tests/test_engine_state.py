@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import raysrec
+from raysrec.config import RunConfig
 from raysrec.engine import BrokenState, Snapshot, StateMismatch, saved_state
+from raysrec.engine.exchange import everyones
 from raysrec.engine.snapshot import Fragment
 from raysrec.optimizers import new_state
 
@@ -118,6 +121,30 @@ def test_a_state_of_one_worker_goes_on_with_more(outcomes, kind):
 @pytest.mark.parametrize(("one", "other"), OTHER_ENGINES)
 def test_one_engine_goes_on_from_the_state_of_another(outcomes, one, other):
     assert_goes_on(outcomes, (one, 2), (other, 2))
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What each worker hears when the second one's copy of a checkpoint is not the first one's."""
+
+    config: RunConfig
+
+    def run(self, worker, num_workers):
+        engine = engine_of(self.config)
+        state = {name: value.clone() for name, value in objective_of(self.config).model.state_dict().items()}
+        if worker == 1:
+            state["embedding.table.weight"] = torch.ones(1)
+        try:
+            engine.restore({f"weights/{name}": value for name, value in state.items()})
+        except StateMismatch as refused:
+            return everyones(str(refused))
+
+
+@pytest.mark.slow
+def test_all_workers_refuse_what_one_of_them_cannot_use(tmp_path):
+    jobs = {kind: Refused(KINDS[kind]) for kind in ("adam", "zero2", "zero3")}
+    for heard in on_workers(2, tmp_path, jobs).values():
+        assert heard == [f"{TABLE}: 1 in the checkpoint, and 31 x 8 here"] * 2
 
 
 @pytest.fixture
