@@ -243,6 +243,26 @@ def test_a_file_that_was_cut_or_garbled_is_named(saved):
         saved_state([saved])
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"tensors": "[]"},
+        {"tensors": "{}"},
+        {"tensors": '{"weights/a": 3}'},
+        {"tensors": '{"weights/a": {"start": 0, "size": 1, "shape": 1, "crc32": 0}}'},
+        {"tensors": '{"weights/a": {"start": "x", "size": 1, "shape": [1], "crc32": 0}}'},
+        {"worker": "1000000000000", "num_workers": "1000000000001"},
+        {"worker": "one"},
+    ],
+)
+def test_a_header_of_nonsense_is_refused(tmp_path, header):
+    tensors = '{"weights/a": {"start": 0, "size": 1, "shape": [1], "crc32": 0}}'
+    whole = {"format": "raysrec-state-1", "worker": "0", "num_workers": "1", "tensors": tensors}
+    save_file({"weights/a": torch.ones(1)}, tmp_path / "a", whole | header)
+    with pytest.raises(BrokenState, match=re.escape(str(tmp_path / "a"))):
+        saved_state([tmp_path / "a"])
+
+
 def fragment_files(folder, *, starts):
     """Files of workers that each have two of a tensor's four values."""
     for worker, start in enumerate(starts):
