@@ -17,6 +17,7 @@ from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
 from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Fragment, Snapshot
 from raysrec.engine.zero import Partition
 from raysrec.history import Batch
@@ -79,10 +80,13 @@ class DeepSpeedEngine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes what it updates, and the model's own copy of the weights."""
-        if self._partition is None:
-            restore_replicated(self._objective.model, [self._optimizer], state)
-        else:
-            self._partition.restore(state)
+        with refused_by_all():
+            if self._partition is None:
+                restore_replicated(self._objective.model, [self._optimizer], state)
+            else:
+                self._partition.restore(state)
+        if self._partition is not None:
+            self._partition.settle()
 
     def _fragments(self) -> dict[str, Fragment]:
         model = self._objective.model

@@ -12,6 +12,7 @@ from raysrec.engine.forward import loss_of
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import explain
 from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Snapshot
 from raysrec.history import Batch
 from raysrec.objective import Objective
@@ -46,4 +47,5 @@ class FixedEngine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes the buffers."""
-        restore_replicated(self._objective.model, [], state)
+        with refused_by_all():
+            restore_replicated(self._objective.model, [], state)

@@ -1,12 +1,34 @@
 """A saved state against what an engine has: everything must be there, of the same shape, and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor
+
+from raysrec.engine.exchange import everyones
+from raysrec.engine.saved import BrokenState
 
 
 class StateMismatch(ValueError):
     """A saved state that does not fit: another model's, or another optimizer's."""
+
+
+@contextmanager
+def refused_by_all() -> Iterator[None]:
+    """Raise on every worker what the block raised on one, which may have read other values than the others.
+
+    Raises:
+        StateMismatch: Or BrokenState, as the block did.
+    """
+    kinds = {kind.__name__: kind for kind in (StateMismatch, BrokenState)}
+    own = ["", ""]
+    try:
+        yield
+    except (StateMismatch, BrokenState) as error:
+        own = [type(error).__name__, str(error)]
+    for kind, message in everyones(own):
+        if kind:
+            raise kinds[kind](message)
 
 
 def refuse_other_names(state: Mapping[str, Tensor], weights: Iterable[str], parameters: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,12 +31,12 @@ def saved_state(paths: Sequence[Path]) -> Mapping[str, Tensor]:
     pieces: dict[str, list[_Piece]] = {}
     workers, counts = set(), set()
     for path in paths:
-        header = _read_header(path)
-        workers.add(int(header["worker"]))
-        counts.add(int(header["num_workers"]))
-        for name, facts in json.loads(header["tensors"]).items():
-            pieces.setdefault(name, []).append(_Piece(path, **facts))
-    if len(counts) != 1 or workers != set(range(max(counts))):
+        worker, num_workers, own = _read_header(path)
+        workers.add(worker)
+        counts.add(num_workers)
+        for name, piece in own.items():
+            pieces.setdefault(name, []).append(piece)
+    if counts != {len(workers)} or min(workers) < 0 or max(workers) >= len(workers):
         raise BrokenState(
             f"{', '.join(str(path) for path in paths) or 'no file'}: a state needs the file of each of its workers; "
             f"these are of workers {sorted(workers)}, of {sorted(counts)}"
@@ -50,8 +51,14 @@ class _Piece:
     path: Path
     start: int
     size: int
-    shape: Sequence[int]
+    shape: tuple[int, ...]
     crc32: int
+
+    @classmethod
+    def of(cls, path: Path, facts: dict[str, Any]) -> "_Piece":
+        """What a header says of one tensor; raises ValueError, TypeError or KeyError if it is nonsense."""
+        start, size, crc32 = (int(facts[name]) for name in ("start", "size", "crc32"))
+        return cls(path, start, size, tuple(int(each) for each in facts["shape"]), crc32)
 
     def read(self, name: str) -> Tensor:
         """The values, flat, as they were written."""
@@ -81,7 +88,7 @@ class _SavedState(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         pieces = self._pieces[name]
         # Also one piece is copied: the file is mapped into memory and may be replaced.
-        return torch.cat([piece.read(name) for piece in pieces]).view(tuple(pieces[0].shape))
+        return torch.cat([piece.read(name) for piece in pieces]).view(pieces[0].shape)
 
 
 def _in_order(name: str, pieces: Sequence[_Piece]) -> Sequence[_Piece]:
@@ -99,7 +106,8 @@ def _in_order(name: str, pieces: Sequence[_Piece]) -> Sequence[_Piece]:
     return ordered
 
 
-def _read_header(path: Path) -> dict[str, str]:
+def _read_header(path: Path) -> tuple[int, int, dict[str, _Piece]]:
+    """Which worker's file it is, of how many, and what it has."""
     try:
         with safe_open(path, "pt") as file:
             header: dict[str, str] = file.metadata() or {}
@@ -109,10 +117,9 @@ def _read_header(path: Path) -> dict[str, str]:
     if header.get("format") != FORMAT:
         raise BrokenState(f"{path}: is no state file of this version, it says {header.get('format')!r}, not {FORMAT!r}")
     try:
-        complete = set(json.loads(header["tensors"])) == names
-        int(header["worker"]), int(header["num_workers"])
-    except (KeyError, ValueError):
-        complete = False
-    if not complete:
-        raise BrokenState(f"{path}: what its header says of its tensors is garbled")
-    return header
+        pieces = {name: _Piece.of(path, facts) for name, facts in json.loads(header["tensors"]).items()}
+        if set(pieces) != names:
+            raise ValueError("other tensors")
+        return int(header["worker"]), int(header["num_workers"]), pieces
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BrokenState(f"{path}: what its header says of its tensors is garbled") from None

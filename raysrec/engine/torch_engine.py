@@ -15,6 +15,7 @@ from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
 from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
+from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Snapshot
 from raysrec.history import Batch
 from raysrec.objective import Objective
@@ -69,7 +70,8 @@ class TorchEngine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes everything."""
-        restore_replicated(self._objective.model, self._optimizers, state)
+        with refused_by_all():
+            restore_replicated(self._objective.model, self._optimizers, state)
 
     def _forward(self, batch: Batch) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):

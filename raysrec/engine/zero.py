@@ -86,7 +86,7 @@ class Partition:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take this worker's runs, and the model's own copy of the weights; all workers call it together.
+        """Take this worker's runs, and the model's own copy of the weights; `settle` must follow.
 
         Raises:
             StateMismatch: The state does not fit.
@@ -105,12 +105,13 @@ class Partition:
                 value.copy_(whole)
             elif run:
                 self._models_own(run).copy_(run.of_whole(whole))
-        if self._divides_weights:
-            self._zero.checkpoint_event_epilogue()  # gathers small parameters, which stay whole everywhere
         self._restore_optimizer(state)
 
     def settle(self) -> None:
-        """After passes that no update followed: of divided weights, keep gathered only what always is."""
+        """Of weights that are divided, gather the small ones anew, and let go of others; all workers call it together.
+
+        It belongs after `restore`, and after passes that no update followed.
+        """
         if self._divides_weights:
             self._zero.checkpoint_event_prologue()
             self._zero.checkpoint_event_epilogue()
