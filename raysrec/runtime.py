@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import logging
 import os
-import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from typing import Any
 
 from raysrec.config import ScaleConfig
 from raysrec.data.reading import READING_CPUS
-from raysrec.place import PlaceError
+from raysrec.errors import readable
 
 SETTINGS: dict[str, str] = {
     # ray.data.read_parquet would start 32 actors at every execution to read footers: 8-12 s on two cores.
@@ -35,9 +35,16 @@ SETTINGS: dict[str, str] = {
 }
 
 LOCAL_SETTINGS: dict[str, str] = {
+    # Ray's processes would listen on every address of this machine, and who reaches them can run code. With this they
+    # do as on macOS: this machine is 127.0.0.1, and nobody else reaches it.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A cluster that lives and dies with this process and listens on localhost needs no token file.
     "RAY_AUTH_MODE": "disabled",
 }
+
+if sys.platform == "linux":
+    # Workers would exchange gradients over the address that this machine's name stands for.
+    LOCAL_SETTINGS["GLOO_SOCKET_IFNAME"] = "lo"
 
 SPARE_CPUS = 2
 """Logical CPUs of a local Ray beyond the workers': with none, Ray Data's reading tasks would wait for ever."""
@@ -73,17 +80,18 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         cpus: CPUs of a Ray which starts here; 0 has as many as the workers need, and some to spare.
 
     Raises:
-        PlaceError: A store failed a task or a worker.
+        ReadableError: A task or worker met something that its user can mend: a store that fails, a damaged file.
     """
     apply_settings()
     local = not in_cluster()
-    if local:
+    if local and not _is_imported("ray"):
+        # Ray takes its address when it is imported; if that has happened, its authentication stays on.
         for name, value in LOCAL_SETTINGS.items():
             os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        with _store_failures_in_words():
+        with _failures_in_words():
             yield
         return
     for library in ("data", "train"):
@@ -97,23 +105,22 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         logging_level=logging.ERROR,
     )
     try:
-        with _store_failures_in_words():
+        with _failures_in_words():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _store_failures_in_words() -> Iterator[None]:
-    """Ray wraps what a task or worker raised, and cuts its text; a PlaceError says by itself all there is to say."""
+def _failures_in_words() -> Iterator[None]:
+    """Ray wraps what a task or worker raised, and cuts its text; a ReadableError says by itself all there is to say."""
     try:
         yield
     except Exception as error:
-        causes = [error, *getattr(error, "worker_failures", {}).values()]
-        said = re.search(r"\bPlaceError: (.+)", "\n".join(map(str, causes)))
-        if said is None or isinstance(error, PlaceError):
+        said = readable(error)
+        if said is None or said is error:
             raise
-        raise PlaceError(said[1]) from error
+        raise said from error
 
 
 def wants_gpu(scale: ScaleConfig) -> bool:
@@ -174,6 +181,10 @@ def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, c
     """
     cores = cores or len(os.sched_getaffinity(0))
     return scale.threads_per_worker or max(1, cores // (workers_here or scale.workers))
+
+
+def _is_imported(module: str) -> bool:
+    return module in sys.modules
 
 
 def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
+from raysrec.errors import ReadableError
+
 DEFAULTS = {"max_attempts": "8", "connect_timeout": "5", "request_timeout": "30"}
 """How often a request is made before it has failed, with waits between that double; seconds until a store that cannot
 be reached, or says nothing, counts as failing."""
@@ -34,7 +36,7 @@ OPTIONS = {
 _SECRETS = re.compile("key|secret|token|password|credential", re.IGNORECASE)
 
 
-class PlaceError(ValueError):
+class PlaceError(ReadableError):
     """A place that cannot be named so, or a store that fails; the text says what came, what happened, what to do."""
 
 

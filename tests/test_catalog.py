@@ -68,7 +68,7 @@ def test_a_manifest_that_is_no_json_is_refused(data):
 
 def test_another_version_is_refused(data):
     change(data, format_version=99)
-    refused(data, "has format version 99, this raysrec reads 2; delete this folder and prepare the data again")
+    refused(data, "has format version 99, this raysrec reads 3; delete this folder and prepare the data again")
 
 
 def test_an_unknown_key_is_refused(data):

@@ -47,6 +47,7 @@ def ray(monkeypatch):
     )
     for name in ("ray", "ray.data", "ray.train"):
         monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.setattr(runtime, "_is_imported", lambda module: False)
     return stand_in
 
 
@@ -80,6 +81,12 @@ def test_a_local_ray_has_room_for_the_workers_and_ends_with_the_block(environmen
     assert started["include_dashboard"] is False
     assert started["runtime_env"]["env_vars"] == {**SETTINGS, **LOCAL_SETTINGS}
     assert ray.calls[1:] == ["shutdown"]
+
+
+def test_a_ray_that_was_imported_before_keeps_its_authentication(environment, ray, monkeypatch):
+    monkeypatch.setattr(runtime, "_is_imported", lambda module: module in sys.modules)
+    with ray_session(ScaleConfig()):
+        assert not LOCAL_SETTINGS.keys() & environment.keys()
 
 
 def test_a_submitted_job_connects_and_sets_nothing_that_is_for_a_local_ray(environment, ray):
