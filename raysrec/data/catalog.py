@@ -7,11 +7,11 @@ which `splits.py` applies to the times of a history. How raw interactions become
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysrec.data.splits import SplitRule
-from raysrec.errors import LastingError
+from raysrec.errors import LastingError, ReadableError
 from raysrec.place import AnyPath, Place, PlaceError, in_words
 from raysrec.schema import Count, CountOrZero, Interval, Section
 
@@ -59,9 +59,10 @@ def whole(file: Place, part: str = "") -> Iterator[None]:
             yield
     except FileNotFoundError:
         raise PreparedDataError(f"{file}: is missing{PREPARE_AGAIN}") from None
-    except MemoryError:
+    except (ReadableError, MemoryError):
         raise
-    except (pa.ArrowException, OSError) as error:
+    # A ValueError is of a library that gives a column a type of its own and refuses what stands there for it.
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno:
             raise PlaceError(f"{where}cannot be read: {reason}; mend this machine's storage and run again") from error
@@ -104,7 +105,7 @@ class Shard(Section):
     """One Parquet file of histories."""
 
     file: str
-    """Path inside the prepared folder, with forward slashes."""
+    """Path inside the prepared folder: `histories/part-00000.parquet` and so on, and no other."""
     bytes: Count
     """Size of the file."""
     row_groups: Annotated[tuple[RowGroupSize, ...], Field(min_length=1)]
@@ -113,8 +114,10 @@ class Shard(Section):
     @field_validator("file")
     @classmethod
     def _inside(cls, file: str) -> str:
-        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or "\\" in file:
-            raise ValueError(f"{file!r} leads out of the prepared folder")
+        if not re.fullmatch(r"histories/part-\d{5,}\.parquet", file, re.ASCII):
+            raise ValueError(
+                f"{file!r} is no file of histories such as histories/part-00000.parquet, and may lead out of the folder"
+            )
         return file
 
 
@@ -205,6 +208,8 @@ class Manifest(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Manifest":
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("its shards name a file twice")
         groups = [group for shard in self.shards for group in shard.row_groups]
         for name, total in (("users", self.num_users), ("interactions", self.num_interactions)):
             held = sum(getattr(group, name) for group in groups)
@@ -235,6 +240,7 @@ class PreparedData:
         directory = Place.of(directory)
         manifest = _read_manifest(directory)
         sizes = {info.path: info.size for info in directory.below()}
+        _check_inside(directory, "histories")
         for file, size in (("catalog.parquet", manifest.catalog_bytes), *((s.file, s.bytes) for s in manifest.shards)):
             _check_file(directory, file, size, found=sizes.get((directory / file).path))
         return cls(directory, manifest)
@@ -280,13 +286,16 @@ class PreparedData:
 
 def _read_manifest(directory: Place) -> Manifest:
     path = directory / "manifest.json"
+    _check_inside(directory, path.name)
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise PreparedDataError(
             f"{directory}: no prepared data here (there is no manifest.json); make it with python -m raysrec.prepare"
         ) from None
-    except ValueError as error:
+    except PlaceError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise PreparedDataError(f"{path}: is not JSON ({error}){PREPARE_AGAIN}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
@@ -301,12 +310,23 @@ def _read_manifest(directory: Place) -> Manifest:
 
 
 def _check_file(directory: Place, file: str, expected_bytes: int, *, found: int | None) -> None:
-    path = directory / file
-    if path.is_local and not path.local.resolve().is_relative_to(directory.local.resolve()):
-        raise PreparedDataError(f"{path}: leads out of the prepared folder{PREPARE_AGAIN}")
+    _check_inside(directory, file)
     if found is None:
         raise PreparedDataError(f"{directory}: {file} is missing{PREPARE_AGAIN}")
     if found != expected_bytes:
         raise PreparedDataError(
             f"{directory}: {file} has {found} bytes, the manifest says {expected_bytes}{PREPARE_AGAIN}"
         )
+
+
+def _check_inside(directory: Place, file: str) -> None:
+    """Refuse a link out of the folder; in a store there are none."""
+    path = directory / file
+    if not path.is_local:
+        return
+    try:
+        inside = path.local.resolve().is_relative_to(directory.local.resolve())
+    except (OSError, RuntimeError):  # links that lead to each other
+        inside = False
+    if not inside:
+        raise PreparedDataError(f"{path}: leads out of the prepared folder{PREPARE_AGAIN}")
