@@ -33,7 +33,7 @@ OPTIONS = {
 }
 """What may stand behind the `?` of a URI, by its scheme."""
 
-_SECRETS = re.compile("key|secret|token|password|credential", re.IGNORECASE)
+_SECRETS = re.compile("key|secret|token|passw|credential|signature", re.IGNORECASE)
 
 
 class PlaceError(ReadableError):
@@ -86,13 +86,18 @@ def parse(uri: str) -> Address:
     for name in address.options:
         if name in OPTIONS[scheme]:
             continue
-        if _SECRETS.search(name):
+        if is_secret(name):
             _refuse_credentials(scheme)
         known = f"; known: {', '.join(OPTIONS[scheme]) or 'none'}"
         raise PlaceError(f"{scheme}://{path}: {name} is not an option{_nearest(name, OPTIONS[scheme])}{known}")
     if scheme != "file" and not rest.partition("/")[0]:
         raise PlaceError(f"{uri}: names no bucket; write {scheme}://bucket/folder")
     return address
+
+
+def is_secret(name: str) -> bool:
+    """Does an option of this name hold what nobody else should know?"""
+    return bool(_SECRETS.search(name))
 
 
 def failure_of(error: OSError, options: dict[str, str]) -> str | None:
