@@ -17,7 +17,7 @@ def readable(error: BaseException) -> ReadableError | None:
 
     Ray hands on an error inside one or several of its own, and of some only the text.
     """
-    wrapped = list(_unwrapped(error))
+    wrapped = list(unwrapped(error))
     for inner in reversed(wrapped):
         # What Ray makes of an error is of the error's class too, but its text is the whole traceback.
         if isinstance(inner, ReadableError) and not hasattr(inner, "cause"):
@@ -28,8 +28,8 @@ def readable(error: BaseException) -> ReadableError | None:
     return kinds[said[-1][0]](said[-1][1]) if said else None
 
 
-def _unwrapped(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that it reports, the innermost last."""
+def unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error and all those that it was made of, in this process or by Ray; the innermost last."""
     found: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:
@@ -39,6 +39,7 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
             failures = getattr(one, "worker_failures", None)
             waiting += [one.__cause__, getattr(one, "cause", None)]
             waiting += failures.values() if isinstance(failures, dict) else []
+            waiting.append(getattr(one, "controller_failure", None))
     yield from found
 
 

@@ -20,7 +20,8 @@ from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import Mailbox, shown
 from raysrec.report import print_runs
-from raysrec.runtime import missing_cpus, ray_session, wants_gpu
+from raysrec.resources import wait_for_room
+from raysrec.runtime import ray_session, wants_gpu
 from raysrec.worker import train_worker
 
 
@@ -50,6 +51,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         return run
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
+        wait_for_room(config.scale)
         use_gpu = wants_gpu(config.scale)
         print(plan(config, data, use_gpu=use_gpu), flush=True)
         state, weights = _train_on_workers(run, data, config)
@@ -88,8 +90,6 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     mailbox_name = f"raysrec-mailbox-{place}"
     mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=mailbox_name).remote()
     use_gpu = wants_gpu(config.scale)
-    if missing := missing_cpus(config.scale):
-        print(f"the cluster lacks {missing:g} CPUs for {config.scale.workers} workers and reading; waiting for nodes")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -13,7 +13,6 @@ from raysrec.runtime import (
     SPARE_CPUS,
     apply_settings,
     in_cluster,
-    missing_cpus,
     ray_session,
     threads_per_worker,
     tune_allocator,
@@ -181,8 +180,3 @@ def test_the_allocator_is_tuned_where_there_is_glibc_and_left_alone_elsewhere(mo
     tune_allocator()
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
     tune_allocator()
-
-
-@pytest.mark.parametrize(("workers", "missing"), [(1, 0.0), (7, 0.0), (8, 0.5), (12, 4.5)])
-def test_cpus_that_the_cluster_lacks_are_counted(ray, workers, missing):
-    assert missing_cpus(ScaleConfig(workers=workers)) == missing
