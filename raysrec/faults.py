@@ -11,8 +11,8 @@ from raysrec.errors import readable, unwrapped
 from raysrec.memory import estimate
 
 _SURE = re.compile(
-    r"OutOfMemoryError|alloc_cpu\.cpp|can't allocate memory|CUDA out of memory|low on memory|memory pressure|MemoryError|"
-    r"CUBLAS_STATUS_ALLOC_FAILED|ArrowMemoryError|oom-kill"
+    r"OutOfMemoryError|alloc_cpu\.cpp|can't allocate memory|CUDA out of memory|low on memory|memory pressure|"
+    r"MemoryError|CUBLAS_STATUS_ALLOC_FAILED|oom-kill"
 )
 """What torch, Ray, pyarrow and Python say when there is no memory left."""
 
