@@ -76,8 +76,8 @@ def test_a_worker_that_ended_without_a_word_may_have_lacked_memory(run):
     error.error_msg = (
         "The actor died unexpectedly before finishing this task. The actor is dead because its worker process has "
         "died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error "
-        "code 2. End of file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to "
-        "high memory usage."
+        "code 2. End of file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM "
+        "killer due to high memory usage."
     )
     said = explain(error, *run)
     assert said.startswith("a worker was killed, as the system does where memory runs out (or somebody did) (")
