@@ -1,5 +1,6 @@
 """What a cluster must have for a run, and the wait for it."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ from raysrec.config import ScaleConfig
 from raysrec.data.reading import READING_CPUS
 from raysrec.runtime import ClusterError, in_cluster
 
-SAY_EVERY_S = 30.0
+SAY_EVERY_S = 30
 """Seconds between two lines that say what is missing."""
 
 
@@ -44,7 +45,8 @@ def wait_for_room(
     room = ray.util.placement_group([*[bundle] * workers, {"CPU": READING_CPUS}])
     deadline = time.monotonic() + scale.wait_s
     try:
-        while not room.wait(max(0.0, min(SAY_EVERY_S, deadline - time.monotonic()))):
+        # Ray waits for whole seconds, and for none where less is asked.
+        while not room.wait(max(1, math.ceil(min(SAY_EVERY_S, deadline - time.monotonic())))):
             missing = lacks(free=True) or "the cluster has enough in all, but no node with room for a worker"
             if (left := deadline - time.monotonic()) <= 0:
                 raise ClusterError(
