@@ -37,9 +37,10 @@ def wait_for_room(
 
     workers = workers or scale.workers
     lacks = partial(_lacks, workers, gpus=workers if scale.device == "cuda" else 0)
+    less = "lower scale.workers" + (" or set scale.device=cpu" if scale.device == "cuda" else "")
     if not in_cluster():
         if missing := lacks(free=False):
-            raise ClusterError(f"{missing}; lower scale.workers")
+            raise ClusterError(f"{missing}; {less}")
         return
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if scale.device == "cuda" else {})
     room = ray.util.placement_group([*[bundle] * workers, {"CPU": READING_CPUS}])
@@ -50,8 +51,8 @@ def wait_for_room(
             missing = lacks(free=True) or "the cluster has enough in all, but no node with room for a worker"
             if (left := deadline - time.monotonic()) <= 0:
                 raise ClusterError(
-                    f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: add nodes, lower "
-                    "scale.workers, or wait longer"
+                    f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: add nodes, {less}, "
+                    "or wait longer"
                 )
             say(f"{missing}; waiting up to {left:.0f} seconds more for nodes")
     finally:
@@ -69,4 +70,4 @@ def _lacks(workers: int, *, gpus: int, free: bool) -> str:
         return ""
     has = " and ".join(f"{there.get(kind, 0):g} {kind}s ({left.get(kind, 0):g} free)" for kind in needs)
     wants = " and ".join(f"{need:g} {kind}s" for kind, need in needs.items() if need)
-    return f"the cluster has {has}, but {workers} workers and reading need {wants}"
+    return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {workers} workers and reading need {wants}"
