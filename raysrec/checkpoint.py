@@ -214,7 +214,7 @@ def _described(description: Any, file: Place) -> SequenceModel:
         return build_model(config, int(description["num_items"]), int(description.get("num_users", 0)))
     except RunError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
         raise RunError(f"{file}: describes no model of this raysrec ({error!r}); {_TRAIN_AGAIN}") from None
 
 

@@ -77,6 +77,9 @@ def test_weights_that_are_a_pickle_are_refused(run, mark, save):
         ),
         ({"model": {"name": "gru4rec", "colour": 3}}, r"model\.json: describes no model of this raysrec"),
         ({"num_items": "__import__('os')"}, r"model\.json: describes no model of this raysrec \(ValueError"),
+        ({"num_items": 10**14}, r"model\.json: describes no model of this raysrec \(RuntimeError"),
+        ({"num_items": 10**30}, r"model\.json: describes no model of this raysrec"),
+        ({"num_items": -2}, r"model\.json: describes no model of this raysrec"),
         ({"num_items": 10}, "its weights are of another model"),
     ],
 )
