@@ -1,8 +1,12 @@
+import os
+import signal
+
 import pytest
 import torch
 
 from raysrec.command_line import validate
 from raysrec.data.catalog import PreparedDataError
+from raysrec.errors import unwrapped
 from raysrec.faults import explain, is_out_of_memory
 from raysrec.prepare import prepare
 
@@ -68,21 +72,35 @@ def test_what_ray_and_a_gpu_say_is_explained(run, text):
         assert is_out_of_memory(error)
 
 
-def test_a_worker_that_ended_without_a_word_may_have_lacked_memory(run):
-    from ray.exceptions import ActorDiedError
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_ray_train_says_of_workers_that_end_so_is_explained(run, tmp_path):
+    from raysrec.config import ScaleConfig
+    from raysrec.runtime import ray_session
 
-    # As Ray 2.60 says it of a process that got SIGKILL.
-    error = ActorDiedError()
-    error.error_msg = (
-        "The actor died unexpectedly before finishing this task. The actor is dead because its worker process has "
-        "died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error "
-        "code 2. End of file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM "
-        "killer due to high memory usage."
-    )
-    said = explain(error, *run)
+    def is_killed(_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def lacks_memory(_):
+        torch.empty(2**50, dtype=torch.uint8)
+
+    def train(work):
+        import ray.train
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        storage = ray.train.RunConfig(name=work.__name__, storage_path=str(tmp_path))
+        scaling = ray.train.ScalingConfig(num_workers=1)
+        return DataParallelTrainer(work, train_loop_config={}, scaling_config=scaling, run_config=storage).fit()
+
+    with ray_session(ScaleConfig()):
+        killed, lacked = (raised(lambda work=work: train(work)) for work in (is_killed, lacks_memory))
+    said = explain(killed, *run)
+    assert said is not None, [f"{type(one)}: {one}" for one in unwrapped(killed)]
     assert said.startswith("a worker was killed, as the system does where memory runs out (or somebody did) (")
     assert "train.micro_batch_tokens=9999" in said
-    assert not is_out_of_memory(error)
+    assert not is_out_of_memory(killed)
+    assert explain(lacked, *run).startswith("a worker ran out of memory (")
+    assert is_out_of_memory(lacked)
 
 
 def test_what_speaks_for_itself_is_left_as_it_is_and_others_alone(run):
