@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from raysrec.config import RunConfig
+from raysrec.errors import LastingError
 from raysrec.models import MODELS
 from raysrec.place import AnyPath
 from raysrec.schema import Section
 
 
-class ConfigError(ValueError):
+class ConfigError(LastingError):
     """A configuration that cannot be run; each line of the text is one thing to mend."""
 
 

@@ -28,6 +28,7 @@ from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
+from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session, threads_per_worker
 
@@ -222,6 +223,7 @@ def main(arguments: argparse.Namespace) -> None:
     record = json.loads(run.metrics_file.read_text())
     data = PreparedData.open(record["prepared"])
     with ray_session(config.scale):
+        wait_for_room(config.scale, workers=1)
         record["splits"] = evaluate(run, data, config)
         record["evaluate"] = config.evaluate.model_dump(mode="json")
     run.save_metrics(record)

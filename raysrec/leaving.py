@@ -12,6 +12,11 @@ from typing import Any
 
 LOOK_EVERY_S = 1.0
 
+
+class Leaving(RuntimeError):
+    """A worker's machine is about to be taken away; everything is saved."""
+
+
 _ASKED = threading.Event()
 
 

@@ -8,6 +8,7 @@ from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import targets_per_epoch
 from raysrec.losses import chunk_sizes
+from raysrec.memory import estimate
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import choose_loss
 from raysrec.ops import kernels
@@ -53,6 +54,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
         parameters = sum(p.numel() for p in model.parameters())
         yield "model", f"{config.model.name}, {parameters:,} parameters, {'causal' if model.causal else 'not causal'}"
         yield "loss", _loss(config, model, num_items, device)
+        yield "memory", str(estimate(config, data, model, on_gpu=use_gpu))
     else:
         yield "model", config.model.name
     cut = f", windows {train.windows}" if train.supervision == "every_position" else ""

@@ -1,6 +1,7 @@
 """What we hang into Ray Train: how its workers find each other, listen, and what is told when they fail."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -8,7 +9,13 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from raysrec.leaving import listen
+from raysrec.config import RunConfig
+from raysrec.data.catalog import PreparedData
+from raysrec.faults import explain
+from raysrec.leaving import Leaving, listen
+
+NOTICED = re.compile(r"Connection (reset|closed)|gloo|NCCL|Broken pipe", re.IGNORECASE)
+"""What workers say whose neighbour is gone."""
 
 
 class _ListeningBackend(_TorchBackend):
@@ -29,15 +36,17 @@ class _ListeningTorchConfig(TorchConfig):
 class _Failures(UserCallback):
     """Tells the mailbox why workers ended; runs in Ray Train's controller, before it starts them again."""
 
-    def __init__(self, mailbox: str) -> None:
-        self._mailbox = mailbox
+    def __init__(self, mailbox: str, config: str, prepared: str, on_gpu: bool) -> None:
+        self._mailbox, self._config, self._prepared, self._on_gpu = mailbox, config, prepared, on_gpu
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         mailbox: Any = ray.get_actor(self._mailbox)
-        expected = any(
-            "Leaving" in type(error).__name__ or "Leaving(" in str(error) for error in worker_exceptions.values()
-        )
-        ray.get(mailbox.failed.remote(in_words(worker_exceptions), expected=expected))
+        expected = any(Leaving.__name__ in f"{type(error)}{error}" for error in worker_exceptions.values())
+        ray.get(mailbox.failed.remote(in_words(worker_exceptions, self._explained), expected=expected))
+
+    def _explained(self, error: Exception) -> str | None:
+        config = RunConfig.model_validate_json(self._config)
+        return explain(error, config, PreparedData.open(self._prepared), on_gpu=self._on_gpu)
 
 
 def torch_config(*, use_gpu: bool, stalled_after_s: float) -> TorchConfig:
@@ -50,15 +59,22 @@ def torch_config(*, use_gpu: bool, stalled_after_s: float) -> TorchConfig:
     return _ListeningTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=stalled_after_s)
 
 
-def failures_told(mailbox: str) -> UserCallback:
-    """A callback that tells the mailbox of this name why workers failed."""
-    return _Failures(mailbox)
+def failures_told(mailbox: str, *, config: str, prepared: str, on_gpu: bool) -> UserCallback:
+    """A callback that tells the mailbox of this name why workers failed.
+
+    Args:
+        mailbox: Name of the actor.
+        config: The run, as JSON.
+        prepared: Place of its data.
+        on_gpu: Do the workers have GPUs?
+    """
+    return _Failures(mailbox, config, prepared, on_gpu)
 
 
-def in_words(worker_exceptions: Mapping[int, Exception]) -> str:
-    """One line: what each worker raised, those first that did not only notice that another was gone."""
-    said = {worker: _last_line(error) for worker, error in sorted(worker_exceptions.items())}
-    first = {worker: text for worker, text in said.items() if "Connection" not in text} or said
+def in_words(worker_exceptions: Mapping[int, Exception], explained: Callable[[Exception], str | None]) -> str:
+    """One line: what each worker raised, without those that only noticed that another was gone."""
+    said = {worker: explained(error) or _last_line(error) for worker, error in sorted(worker_exceptions.items())}
+    first = {worker: text for worker, text in said.items() if not NOTICED.search(text)} or said
     return "; ".join(f"worker {worker}: {text}" for worker, text in first.items())
 
 

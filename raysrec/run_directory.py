@@ -19,17 +19,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from raysrec.command_line import differences
 from raysrec.config import RunConfig
+from raysrec.errors import LastingError
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
 
@@ -37,7 +41,7 @@ FREE = ("scale.", "checkpoint.", "data.prepared")
 """Settings that change no number, and may be others when a run goes on."""
 
 
-class RunError(ValueError):
+class RunError(LastingError):
     """A run directory that cannot be used as asked."""
 
 
@@ -94,7 +98,12 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
-        return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
+        try:
+            return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
+        except (yaml.YAMLError, ValidationError) as error:
+            raise RunError(
+                f"{self.config_file}: is no configuration of a run: {' '.join(str(error).split())}"
+            ) from None
 
     def other_settings(self, config: RunConfig) -> str:
         """How the run's configuration differs from another in what decides its numbers, in words.
@@ -182,14 +191,35 @@ def load_model(directory: AnyPath) -> SequenceModel:
             weights = load_file(file)
     except FileNotFoundError:
         raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
-    settings = description["model"]
-    kind = MODELS[settings["name"]]
-    if kind.has_user_vectors and "num_users" not in description:
-        raise RunError(f"{directory}/model.json: does not say num_users, for how many users there are vectors")
-    config = kind.Config.model_validate(settings)
-    model = build_model(config, description["num_items"], description.get("num_users", 0))
-    model.load_state_dict(weights)
+    except (SafetensorError, UnicodeDecodeError, JSONDecodeError, RecursionError) as error:
+        raise RunError(
+            f"{directory}: its model.json or weights.safetensors is damaged ({error}); {_TRAIN_AGAIN}"
+        ) from None
+    model = _described(description, directory / "model.json")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{directory}: its weights are of another model ({reason}); {_TRAIN_AGAIN}") from None
     return model.eval()
+
+
+_TRAIN_AGAIN = "copy it again from where it was trained, or train again with --fresh"
+
+
+def _described(description: Any, file: Place) -> SequenceModel:
+    """The model, with random weights, that a `model.json` describes."""
+    try:
+        settings = description["model"]
+        kind = MODELS[settings["name"]]
+        if kind.has_user_vectors and "num_users" not in description:
+            raise RunError(f"{file}: does not say num_users, for how many users there are vectors")
+        config = kind.Config.model_validate(settings)
+        return build_model(config, int(description["num_items"]), int(description.get("num_users", 0)))
+    except RunError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RunError(f"{file}: describes no model of this raysrec ({error!r}); {_TRAIN_AGAIN}") from None
 
 
 def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
@@ -222,7 +252,7 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],
+            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],  # noqa: S607 - by PATH, as typed
             capture_output=True,
             text=True,
             check=True,

@@ -9,15 +9,15 @@ import ctypes
 import importlib
 import logging
 import os
-import re
+import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from raysrec.config import ScaleConfig
-from raysrec.data.reading import READING_CPUS
-from raysrec.place import PlaceError
+from raysrec.errors import LastingError, readable
 
 SETTINGS: dict[str, str] = {
     # ray.data.read_parquet would start 32 actors at every execution to read footers: 8-12 s on two cores.
@@ -35,9 +35,19 @@ SETTINGS: dict[str, str] = {
 }
 
 LOCAL_SETTINGS: dict[str, str] = {
+    # Ray's processes would listen on every address of this machine, and who reaches them can run code. With this they
+    # do as on macOS: this machine is 127.0.0.1, and nobody else reaches it.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A cluster that lives and dies with this process and listens on localhost needs no token file.
     "RAY_AUTH_MODE": "disabled",
 }
+
+if sys.platform == "linux":
+    # Workers would exchange gradients over the address that this machine's name stands for.
+    LOCAL_SETTINGS["GLOO_SOCKET_IFNAME"] = "lo"
+
+REACH_S = 10.0
+"""Seconds in which a cluster's address must answer; Ray itself would try for minutes, and then say a page."""
 
 SPARE_CPUS = 2
 """Logical CPUs of a local Ray beyond the workers': with none, Ray Data's reading tasks would wait for ever."""
@@ -51,6 +61,10 @@ _MALLOC_OPTIONS = {
     -2: 2**26,  # M_TOP_PAD
 }
 """Options of `mallopt` by their numbers in malloc.h, in bytes."""
+
+
+class ClusterError(LastingError):
+    """A Ray that does not start or cannot be reached, or a cluster that lacks what a run needs."""
 
 
 def apply_settings() -> None:
@@ -73,17 +87,19 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         cpus: CPUs of a Ray which starts here; 0 has as many as the workers need, and some to spare.
 
     Raises:
-        PlaceError: A store failed a task or a worker.
+        ClusterError: Ray does not start, or the cluster cannot be reached.
+        ReadableError: A task or worker met something that its user can mend: a store that fails, a damaged file.
     """
     apply_settings()
     local = not in_cluster()
-    if local:
+    if local and not _is_imported("ray"):
+        # Ray takes its address when it is imported; if that has happened, its authentication stays on.
         for name, value in LOCAL_SETTINGS.items():
             os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        with _store_failures_in_words():
+        with _failures_in_words():
             yield
         return
     for library in ("data", "train"):
@@ -91,29 +107,77 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         importlib.import_module(f"ray.{library}")
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
     environment = {name: os.environ[name] for name in [*SETTINGS, *LOCAL_SETTINGS] if name in os.environ}
-    ray.init(
-        **_start_arguments(scale, local=local, cpus=cpus),
-        runtime_env={"env_vars": environment},
-        logging_level=logging.ERROR,
-    )
+    with _start_in_words(local=local):
+        ray.init(
+            **_start_arguments(scale, local=local, cpus=cpus),
+            runtime_env={"env_vars": environment},
+            logging_level=logging.ERROR,
+        )
     try:
-        with _store_failures_in_words():
+        with _failures_in_words():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _store_failures_in_words() -> Iterator[None]:
-    """Ray wraps what a task or worker raised, and cuts its text; a PlaceError says by itself all there is to say."""
+def _failures_in_words() -> Iterator[None]:
+    """Ray wraps what a task or worker raised, and cuts its text; a ReadableError says by itself all there is to say."""
     try:
         yield
     except Exception as error:
-        causes = [error, *getattr(error, "worker_failures", {}).values()]
-        said = re.search(r"\bPlaceError: (.+)", "\n".join(map(str, causes)))
-        if said is None or isinstance(error, PlaceError):
+        said = readable(error)
+        if said is None or said is error:
             raise
-        raise PlaceError(said[1]) from error
+        raise said from error
+
+
+@contextmanager
+def _start_in_words(*, local: bool) -> Iterator[None]:
+    """Turn what Ray says when it does not start, or is not reached, into one line with what to do."""
+    if not local:
+        _refuse_silent(os.environ.get("RAY_ADDRESS", ""))
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        if not local:
+            raise ClusterError(
+                f"cannot join the Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', 'auto')}: {reason}; see "
+                "that it runs and has the same versions of Ray and Python, or unset RAY_ADDRESS to start one here"
+            ) from error
+        for part, words in _START_FAILURES.items():
+            if part in reason:
+                raise ClusterError(
+                    f"Ray cannot start here: {words.format(folder=_temp_folder())} ({reason})"
+                ) from error
+        if isinstance(error, OSError):
+            words = f"it cannot write to {_temp_folder()}; set RAY_TMPDIR to a folder of yours with a short path"
+            raise ClusterError(f"Ray cannot start here: {words} ({reason})") from error
+        raise ClusterError(f"Ray cannot start here: {reason}; its logs are in {_temp_folder()}") from error
+
+
+_START_FAILURES = {
+    "AF_UNIX path length": "{folder} is too long a path for sockets; set RAY_TMPDIR to a folder such as /tmp/ray",
+    "/dev/shm": "its shared memory is too small; enlarge /dev/shm (docker run --shm-size=1g)",  # noqa: S108 - no file
+    "No space left": "the disk of {folder} is full; make room, or set RAY_TMPDIR to another one",
+    "timed out during startup": "its processes took too long, as on a machine with too much to do; run this again",
+    "ddress already in use": "a port is taken; unset the RAY_… variables that name ports, or end who holds it",
+}
+"""Parts of what Ray says, and what they mean."""
+
+
+def _refuse_silent(address: str) -> None:
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: nobody answers there ({error}); start the cluster, mend the address, or unset it "
+            "to start a Ray here"
+        ) from None
 
 
 def wants_gpu(scale: ScaleConfig) -> bool:
@@ -131,16 +195,6 @@ def wants_gpu(scale: ScaleConfig) -> bool:
             "lower scale.workers or set scale.device=cpu"
         )
     return scale.device != "cpu" and gpus >= scale.min_workers
-
-
-def missing_cpus(scale: ScaleConfig) -> float:
-    """CPUs that the cluster lacks for the workers and one reading task beside them; call inside `ray_session`.
-
-    With any missing, training waits until an autoscaler adds a node, and without one for ever.
-    """
-    import ray
-
-    return max(0.0, scale.min_workers + READING_CPUS - float(ray.cluster_resources().get("CPU", 0)))
 
 
 def tune_allocator() -> None:
@@ -176,6 +230,10 @@ def threads_per_worker(scale: ScaleConfig, *, workers_here: int | None = None, c
     return scale.threads_per_worker or max(1, cores // (workers_here or scale.max_workers))
 
 
+def _is_imported(module: str) -> bool:
+    return module in sys.modules
+
+
 def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str, Any]:
     if not local:
         return {"address": "auto"}
@@ -184,7 +242,11 @@ def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         # Unix sockets live below this folder and their paths may have 107 characters at most.
-        "_temp_dir": os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
+        "_temp_dir": _temp_folder(),
         # Workers speak through `progress.py`; what else Ray's processes say is in its session folder.
         "log_to_driver": False,
     }
+
+
+def _temp_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray")

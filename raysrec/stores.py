@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
+from raysrec.errors import ReadableError
+
 DEFAULTS = {"max_attempts": "8", "connect_timeout": "5", "request_timeout": "30"}
 """How often a request is made before it has failed, with waits between that double; seconds until a store that cannot
 be reached, or says nothing, counts as failing."""
@@ -31,10 +33,10 @@ OPTIONS = {
 }
 """What may stand behind the `?` of a URI, by its scheme."""
 
-_SECRETS = re.compile("key|secret|token|password|credential", re.IGNORECASE)
+_SECRETS = re.compile("key|secret|token|passw|credential|signature", re.IGNORECASE)
 
 
-class PlaceError(ValueError):
+class PlaceError(ReadableError):
     """A place that cannot be named so, or a store that fails; the text says what came, what happened, what to do."""
 
 
@@ -84,13 +86,18 @@ def parse(uri: str) -> Address:
     for name in address.options:
         if name in OPTIONS[scheme]:
             continue
-        if _SECRETS.search(name):
+        if is_secret(name):
             _refuse_credentials(scheme)
         known = f"; known: {', '.join(OPTIONS[scheme]) or 'none'}"
         raise PlaceError(f"{scheme}://{path}: {name} is not an option{_nearest(name, OPTIONS[scheme])}{known}")
     if scheme != "file" and not rest.partition("/")[0]:
         raise PlaceError(f"{uri}: names no bucket; write {scheme}://bucket/folder")
     return address
+
+
+def is_secret(name: str) -> bool:
+    """Does an option of this name hold what nobody else should know?"""
+    return bool(_SECRETS.search(name))
 
 
 def failure_of(error: OSError, options: dict[str, str]) -> str | None:

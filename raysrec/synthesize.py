@@ -18,6 +18,7 @@ from raysrec.config import RunConfig, SyntheticConfig
 from raysrec.data.interactions import INTERACTIONS_SCHEMA
 from raysrec.data.synthetic import blocks, settings_json, synthesize_block
 from raysrec.data.tasks import run_with_ray
+from raysrec.errors import LastingError
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.runtime import ray_session
@@ -26,7 +27,7 @@ SETTINGS_KEY = b"raysrec.synthetic"
 """Under which a file says what it was made by."""
 
 
-class OutputError(ValueError):
+class OutputError(LastingError):
     """A folder that cannot be written into; the text says why and what to do."""
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import CheckpointConfig, RunConfig, ScaleConfig
+from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import evaluate
@@ -26,10 +26,14 @@ from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
 from raysrec.report import print_runs
+from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.runtime import missing_cpus, ray_session, wants_gpu
+from raysrec.runtime import ray_session, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
 from raysrec.worker import train_worker
+
+RAY_RECORDS = "ray"
+"""Folder of a run in which Ray Train keeps its own records while training goes on."""
 
 STOPPED = 143
 """Exit code of a run that was asked to end and can go on, as of a process that SIGTERM ended."""
@@ -61,6 +65,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         return run
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
+        wait_for_room(config.scale)
         use_gpu = wants_gpu(config.scale)
         print(plan(config, data, use_gpu=use_gpu), flush=True)
         state, weights = _train_on_workers(run, data, config)
@@ -105,8 +110,9 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name)
     with shown(mailbox, run.path), stop_requests() as stop:
-        error = _fit(trainer, mailbox, stop, config.checkpoint)
+        error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
         given_up = ray.get(mailbox.given_up.remote())
+    (run.path / RAY_RECORDS).delete()
     if finished := _finished(run):
         return finished
     if stop:
@@ -150,14 +156,12 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
 
     place, scale = run.path.absolute(), config.scale
     use_gpu = wants_gpu(scale)
-    if missing := missing_cpus(scale):
-        print(f"the cluster lacks {missing:g} CPUs for {scale.min_workers} workers and reading; waiting for nodes")
+    described = {"config": config.model_dump_json(), "prepared": str(data.directory.absolute())}
     elastic = scale.min_workers < scale.max_workers
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
-            "config": config.model_dump_json(),
-            "prepared": str(data.directory.absolute()),
+            **described,
             "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
             "owner": uuid.uuid4().hex,
@@ -168,17 +172,17 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
         ),
         run_config=ray.train.RunConfig(
             # Ray Train's own records, which nothing is read from: a run goes on from its own checkpoints.
-            name=f"ray/{uuid.uuid4().hex}",
-            storage_path=place.path,
+            name=uuid.uuid4().hex,
+            storage_path=(place / RAY_RECORDS).path,
             storage_filesystem=None if place.is_local else place.filesystem,
             # How often in a row is counted by the mailbox.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[failures_told(mailbox_name)],
+            callbacks=[failures_told(mailbox_name, **described, on_gpu=use_gpu)],
         ),
     )
 
 
-def _fit(trainer: Any, mailbox: Any, stop: StopRequest, config: CheckpointConfig) -> Exception | None:
+def _fit(trainer: Any, mailbox: Any, stop: StopRequest, stop_within_s: float) -> Exception | None:
     """Train until the workers end; what Ray raised, or nothing. Passes on to the workers that they are to stop."""
     ended: list[Exception | None] = []
 
@@ -197,7 +201,7 @@ def _fit(trainer: Any, mailbox: Any, stop: StopRequest, config: CheckpointConfig
         thread.join(0.2)
         if stop and deadline == math.inf:
             print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
-            deadline = time.monotonic() + config.stop_within_s
+            deadline = time.monotonic() + stop_within_s
             mailbox.stop.remote()
     return ended[0] if ended else None
 

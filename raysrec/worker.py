@@ -16,8 +16,9 @@ from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import Reader, read_with_ray
 from raysrec.engine import Engine, NonFiniteLoss, StateMismatch, build_engine, learning_rate, saved_state, share_done
+from raysrec.errors import LastingError, readable
 from raysrec.evaluate import validation_sums
-from raysrec.leaving import asked_to_leave, watch_for_preemption
+from raysrec.leaving import Leaving, asked_to_leave, watch_for_preemption
 from raysrec.metrics import RankSums
 from raysrec.models import build_model
 from raysrec.objective import Objective, choose_loss
@@ -42,10 +43,6 @@ class Wish(IntEnum):
     """Save, and go on elsewhere: a machine is about to be taken away."""
     STOP = 3
     """Save, and end: somebody asked for it."""
-
-
-class Leaving(RuntimeError):
-    """A worker's machine is about to be taken away; everything is saved."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -80,8 +77,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
             num_workers=num_workers,
             owner=arguments["owner"],
         ).run()
-    except HOPELESS as error:
-        log.give_up(str(error))
+    except Exception as error:
+        said = readable(error)
+        if isinstance(error, HOPELESS) or isinstance(said, LastingError):
+            log.give_up(str(said or error))
         raise
 
 

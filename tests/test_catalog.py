@@ -68,7 +68,7 @@ def test_a_manifest_that_is_no_json_is_refused(data):
 
 def test_another_version_is_refused(data):
     change(data, format_version=99)
-    refused(data, "has format version 99, this raysrec reads 2; delete this folder and prepare the data again")
+    refused(data, "has format version 99, this raysrec reads 3; delete this folder and prepare the data again")
 
 
 def test_an_unknown_key_is_refused(data):
@@ -81,18 +81,44 @@ def test_sizes_that_do_not_add_up_are_refused(data):
     refused(data, f"its row groups hold {data.manifest.num_users} users in all, but num_users is")
 
 
-@pytest.mark.parametrize("file", ["../x.parquet", "/etc/passwd", "histories/../../x.parquet"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("../x.parquet", "/etc/passwd", "histories/../../part-00000.parquet", "histories//part-00000.parquet"),
+        *("s3://other/part-00000.parquet", "file:///etc/passwd", "C:\\part-00000.parquet", "..\\part-00000.parquet"),
+        *("histories/part-00000.parquet?endpoint_override=elsewhere", "histories/part-00000.parquet#a", "", "."),
+        *("histories/part-00000.parquet\0", "histories/part-00000.parquet\n", "manifest.json", "~/part-00000.parquet"),
+        *("histories/.part-00000.parquet", "histories/part-%2e%2e.parquet", "histories/part-٠٠٠٠٠.parquet"),
+    ],
+)
 def test_a_path_out_of_the_folder_is_refused(data, file):
     shard = data.manifest.shards[0].model_dump(mode="json")
     change(data, shards=[shard | {"file": file}])
-    refused(data, "leads out of the prepared folder")
+    refused(data, f"manifest.json: shards.0.file: Value error, {file!r} is no file of histories such as histories/")
 
 
-def test_a_link_out_of_the_folder_is_refused(data, tmp_path):
-    shard = data.directory.local / data.manifest.shards[0].file
-    shard.rename(tmp_path / "elsewhere")
-    shard.symlink_to(tmp_path / "elsewhere")
-    refused(data, "leads out of the prepared folder")
+def test_a_file_that_is_named_twice_is_refused(data):
+    shard = data.manifest.shards[0].model_dump(mode="json")
+    sizes = {name: 2 * getattr(data.manifest, name) for name in ("num_users", "num_interactions")}
+    change(data, shards=[shard, shard], **sizes)
+    refused(data, "its shards name a file twice")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"format_version": ' + "9" * 10_000 + "}", "\xff", "null"])
+def test_a_manifest_that_is_made_to_break_its_reader_is_refused(data, content):
+    (data.directory / "manifest.json").write(content.encode("latin-1"))
+    refused(data, "manifest.json: ")
+
+
+@pytest.mark.parametrize("file", ["histories/part-00000.parquet", "catalog.parquet", "manifest.json", "histories"])
+def test_a_link_out_of_the_folder_is_refused(data, tmp_path, file):
+    path = data.directory.local / file
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    refused(data, f"{path}: leads out of the prepared folder")
+    path.unlink()
+    path.symlink_to(path)
+    refused(data, f"{path}: leads out of the prepared folder")
 
 
 @pytest.mark.parametrize("file", ["histories/part-00000.parquet", "catalog.parquet"])

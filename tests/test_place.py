@@ -92,6 +92,13 @@ def test_credentials_in_a_setting_are_refused_and_not_repeated(key):
         assert "AKIA" not in text
 
 
+@pytest.mark.parametrize("url", ["https://me:hunter2@host/a.zip", "https://host/a.zip?X-Amz-Signature=hunter2"])
+def test_credentials_in_the_address_of_a_source_are_refused_and_not_repeated(url):
+    with pytest.raises(ConfigError, match=r"^data\.url: the URL holds credentials, and it would be logged") as error:
+        validate({"model": {"name": "popularity"}, "data": {"source": "a.csv", "url": url}})
+    assert "hunter2" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

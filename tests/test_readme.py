@@ -22,7 +22,7 @@ def test_the_map_names_every_file_and_no_other():
     assert set(re.findall(r"bench_\w+\.py", tree)) == {path.name for path in (ROOT / "tools").glob("bench_*.py")}
 
 
-@pytest.mark.parametrize("page", ["README.md", "configs/README.md", "raysrec/models/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "configs/README.md", "cluster/README.md", "raysrec/models/README.md"])
 def test_files_that_are_mentioned_exist(page):
     text = (ROOT / page).read_text()
     mentioned = set(re.findall(r"(?<![\w/.])(?:configs|tools|tests)/[\w/.-]+\.(?:yaml|py|md)", text))

@@ -13,7 +13,6 @@ from raysrec.runtime import (
     SPARE_CPUS,
     apply_settings,
     in_cluster,
-    missing_cpus,
     ray_session,
     threads_per_worker,
     tune_allocator,
@@ -47,6 +46,7 @@ def ray(monkeypatch):
     )
     for name in ("ray", "ray.data", "ray.train"):
         monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.setattr(runtime, "_is_imported", lambda module: False)
     return stand_in
 
 
@@ -80,6 +80,12 @@ def test_a_local_ray_has_room_for_the_workers_and_ends_with_the_block(environmen
     assert started["include_dashboard"] is False
     assert started["runtime_env"]["env_vars"] == {**SETTINGS, **LOCAL_SETTINGS}
     assert ray.calls[1:] == ["shutdown"]
+
+
+def test_a_ray_that_was_imported_before_keeps_its_authentication(environment, ray, monkeypatch):
+    monkeypatch.setattr(runtime, "_is_imported", lambda module: module in sys.modules)
+    with ray_session(ScaleConfig()):
+        assert not LOCAL_SETTINGS.keys() & environment.keys()
 
 
 def test_a_submitted_job_connects_and_sets_nothing_that_is_for_a_local_ray(environment, ray):
@@ -174,8 +180,3 @@ def test_the_allocator_is_tuned_where_there_is_glibc_and_left_alone_elsewhere(mo
     tune_allocator()
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
     tune_allocator()
-
-
-@pytest.mark.parametrize(("workers", "missing"), [(1, 0.0), (7, 0.0), (8, 0.5), (12, 4.5)])
-def test_cpus_that_the_cluster_lacks_are_counted(ray, workers, missing):
-    assert missing_cpus(ScaleConfig(workers=workers)) == missing

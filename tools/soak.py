@@ -144,7 +144,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     struck.path.delete()
     running = Struck(settings_of(folder, "struck"), struck)
-    lines = disturb(running, arguments.strikes, random.Random(arguments.seed))
+    lines = disturb(running, arguments.strikes, random.Random(arguments.seed))  # noqa: S311  a moment is no secret
     code = running.wait()
     print(tabulate(lines, headers=["what happened", "after the checkpoint at step", "seconds until the next"]))
     if code:

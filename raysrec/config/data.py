@@ -1,6 +1,7 @@
 """The section `data`: interactions, and the layout of an epoch."""
 
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -8,6 +9,7 @@ from raysrec.config.split import SplitConfig
 from raysrec.config.synthetic import SyntheticConfig
 from raysrec.place import Place
 from raysrec.schema import Count, Interval, Section
+from raysrec.stores import is_secret
 
 
 class Columns(Section):
@@ -63,6 +65,16 @@ def _as_text(where: object) -> object:
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in where.items()}
 
 
+def _without_credentials(url: str) -> str:
+    address = urlsplit(url)
+    if "@" in address.netloc or any(is_secret(name) for name, _ in parse_qsl(address.query, keep_blank_values=True)):
+        raise ValueError(
+            "the URL holds credentials, and it would be logged and saved with every run; take them out, or fetch the "
+            "file by hand"
+        )
+    return url
+
+
 class DataConfig(Section):
     """Where interactions come from, which of them are kept, and how an epoch is laid out."""
 
@@ -84,7 +96,7 @@ class DataConfig(Section):
     2005-09-06 12:30:00; `auto` is the format's own, seconds where it has none."""
     separator: Annotated[str, Field(min_length=1, max_length=2)] = ","
     """What separates the columns of a CSV source."""
-    url: Annotated[str, Field(pattern="^(https?://.*)?$")] = ""
+    url: Annotated[str, Field(pattern="^(https?://.*)?$"), AfterValidator(_without_credentials)] = ""
     """Where `prepare --download` fetches the source; of a .zip or .tar.gz it keeps the files that `source` names."""
     checksum: Annotated[str, Field(pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?$")] = ""
     """What the file at `url` must be, as `md5:…` or `sha256:…`; empty checks nothing."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysrec.config.data import AnyPlace
-from raysrec.schema import Count, CountOrZero, Section
+from raysrec.schema import Count, CountOrZero, NonNegative, Section
 
 
 class ElasticWorkers(Section):
@@ -33,6 +33,9 @@ class ScaleConfig(Section):
     """`auto` takes GPUs if the cluster has one for each worker."""
     threads_per_worker: CountOrZero = 0
     """CPU threads of a worker's arithmetic; 0 divides this machine's cores among the workers."""
+    wait_s: NonNegative = 600.0
+    """Seconds in which a cluster must come to have room for the workers, by nodes that start or jobs that end; a Ray
+    that starts here is never waited for."""
     max_failures: CountOrZero = 3
     """Failures in a row, with no checkpoint between them, after which training is given up; any one of a worker, a node
     or a store is gone on from."""

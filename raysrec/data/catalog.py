@@ -7,9 +7,11 @@ which `splits.py` applies to the times of a history. How raw interactions become
 """
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Annotated
 
 import numpy as np
@@ -19,11 +21,15 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysrec.data.splits import SplitRule
-from raysrec.place import AnyPath, Place, in_words
+from raysrec.errors import LastingError, ReadableError
+from raysrec.place import AnyPath, Place, PlaceError, in_words
 from raysrec.schema import Count, CountOrZero, Interval, Section
 
-FORMAT_VERSION = 2
-"""Changes when a folder written before can no longer be read."""
+FORMAT_VERSION = 3
+"""Changes when a folder written before can no longer be read, or not as safely: 3 has a checksum in each page."""
+
+PREPARE_AGAIN = "; delete this folder and prepare the data again (python -m raysrec.prepare --config …)"
+"""What to do about a prepared folder that is not whole."""
 
 HISTORY_SCHEMA = pa.schema(
     {"user": pa.int64(), "user_id": pa.string(), "items": pa.list_(pa.int32()), "times": pa.list_(pa.int64())}
@@ -31,8 +37,36 @@ HISTORY_SCHEMA = pa.schema(
 CATALOG_SCHEMA = pa.schema({"item": pa.int32(), "item_id": pa.string(), "count": pa.int64(), "train_count": pa.int64()})
 
 
-class PreparedDataError(ValueError):
+class PreparedDataError(LastingError):
     """A folder that is no whole prepared data set; the text says what is wrong and what to do."""
+
+
+@contextmanager
+def whole(file: Place, part: str = "") -> Iterator[None]:
+    """Turn what reading a prepared file fails with into words that name it.
+
+    Args:
+        file: What is read.
+        part: Which part of it, for the message, such as `row group 3`.
+
+    Raises:
+        PreparedDataError: The file is missing, or what stands in it is not what was written.
+        PlaceError: This machine or the store fails to read it.
+    """
+    where = f"{file}: {part} " if part else f"{file}: "
+    try:
+        with in_words(file):
+            yield
+    except FileNotFoundError:
+        raise PreparedDataError(f"{file}: is missing{PREPARE_AGAIN}") from None
+    except (ReadableError, MemoryError):
+        raise
+    # A ValueError is of a library that gives a column a type of its own and refuses what stands there for it.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.errno:
+            raise PlaceError(f"{where}cannot be read: {reason}; mend this machine's storage and run again") from error
+        raise PreparedDataError(f"{where}is damaged ({reason}){PREPARE_AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -71,7 +105,7 @@ class Shard(Section):
     """One Parquet file of histories."""
 
     file: str
-    """Path inside the prepared folder, with forward slashes."""
+    """Path inside the prepared folder: `histories/part-00000.parquet` and so on, and no other."""
     bytes: Count
     """Size of the file."""
     row_groups: Annotated[tuple[RowGroupSize, ...], Field(min_length=1)]
@@ -80,8 +114,10 @@ class Shard(Section):
     @field_validator("file")
     @classmethod
     def _inside(cls, file: str) -> str:
-        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or "\\" in file:
-            raise ValueError(f"{file!r} leads out of the prepared folder")
+        if not re.fullmatch(r"histories/part-\d{5,}\.parquet", file, re.ASCII):
+            raise ValueError(
+                f"{file!r} is no file of histories such as histories/part-00000.parquet, and may lead out of the folder"
+            )
         return file
 
 
@@ -172,6 +208,8 @@ class Manifest(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Manifest":
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("its shards name a file twice")
         groups = [group for shard in self.shards for group in shard.row_groups]
         for name, total in (("users", self.num_users), ("interactions", self.num_interactions)):
             held = sum(getattr(group, name) for group in groups)
@@ -202,6 +240,7 @@ class PreparedData:
         directory = Place.of(directory)
         manifest = _read_manifest(directory)
         sizes = {info.path: info.size for info in directory.below()}
+        _check_inside(directory, "histories")
         for file, size in (("catalog.parquet", manifest.catalog_bytes), *((s.file, s.bytes) for s in manifest.shards)):
             _check_file(directory, file, size, found=sizes.get((directory / file).path))
         return cls(directory, manifest)
@@ -229,12 +268,15 @@ class PreparedData:
     @cached_property
     def _catalog(self) -> pa.Table:
         file = self.directory / "catalog.parquet"
-        with in_words(file):
-            catalog = pq.read_table(file.path, filesystem=file.filesystem, schema=CATALOG_SCHEMA)
+        settings = {"filesystem": file.filesystem, "page_checksum_verification": True}
+        with whole(file), pq.ParquetFile(file.path, **settings) as opened:
+            catalog = opened.read()
+        if not catalog.schema.equals(CATALOG_SCHEMA):
+            raise PreparedDataError(f"{file}: has other columns than a catalogue{PREPARE_AGAIN}")
         if len(catalog) != self.manifest.num_items:
             raise PreparedDataError(
                 f"{self.directory}: catalog.parquet has {len(catalog)} items, "
-                f"the manifest says {self.manifest.num_items}{_AGAIN}"
+                f"the manifest says {self.manifest.num_items}{PREPARE_AGAIN}"
             )
         return catalog
 
@@ -242,34 +284,49 @@ class PreparedData:
         return np.concatenate([np.zeros(1, np.int64), self._catalog.column(name).to_numpy()])
 
 
-_AGAIN = "; delete this folder and prepare the data again"
-
-
 def _read_manifest(directory: Place) -> Manifest:
     path = directory / "manifest.json"
+    _check_inside(directory, path.name)
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise PreparedDataError(
             f"{directory}: no prepared data here (there is no manifest.json); make it with python -m raysrec.prepare"
         ) from None
-    except ValueError as error:
-        raise PreparedDataError(f"{path}: is not JSON ({error}){_AGAIN}") from None
+    except PlaceError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PreparedDataError(f"{path}: is not JSON ({error}){PREPARE_AGAIN}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise PreparedDataError(f"{path}: has format version {version}, this raysrec reads {FORMAT_VERSION}{_AGAIN}")
+        raise PreparedDataError(
+            f"{path}: has format version {version}, this raysrec reads {FORMAT_VERSION}{PREPARE_AGAIN}"
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise PreparedDataError(f"{path}: {faults}{_AGAIN}") from None
+        raise PreparedDataError(f"{path}: {faults}{PREPARE_AGAIN}") from None
 
 
 def _check_file(directory: Place, file: str, expected_bytes: int, *, found: int | None) -> None:
-    path = directory / file
-    if path.is_local and not path.local.resolve().is_relative_to(directory.local.resolve()):
-        raise PreparedDataError(f"{path}: leads out of the prepared folder{_AGAIN}")
+    _check_inside(directory, file)
     if found is None:
-        raise PreparedDataError(f"{directory}: {file} is missing{_AGAIN}")
+        raise PreparedDataError(f"{directory}: {file} is missing{PREPARE_AGAIN}")
     if found != expected_bytes:
-        raise PreparedDataError(f"{directory}: {file} has {found} bytes, the manifest says {expected_bytes}{_AGAIN}")
+        raise PreparedDataError(
+            f"{directory}: {file} has {found} bytes, the manifest says {expected_bytes}{PREPARE_AGAIN}"
+        )
+
+
+def _check_inside(directory: Place, file: str) -> None:
+    """Refuse a link out of the folder; in a store there are none."""
+    path = directory / file
+    if not path.is_local:
+        return
+    try:
+        inside = path.local.resolve().is_relative_to(directory.local.resolve())
+    except (OSError, RuntimeError):  # links that lead to each other
+        inside = False
+    if not inside:
+        raise PreparedDataError(f"{path}: leads out of the prepared folder{PREPARE_AGAIN}")

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
+from raysrec.errors import LastingError
 from raysrec.place import Place, PlaceError
 from raysrec.place import in_words as store_in_words
 
@@ -20,7 +21,7 @@ COMPRESSED = (".gz", ".zst")
 """Ends of the names of files that are decompressed while they are read."""
 
 
-class SourceError(ValueError):
+class SourceError(LastingError):
     """A source that cannot be read; the text names the file, the line, what came, what was expected and what to do."""
 
 

@@ -9,6 +9,7 @@ from raysrec.data.files import SourceError, SourceFile, in_words
 from raysrec.data.formats import Layout
 from raysrec.data.interactions import PER_SECOND, Part, dates_as_seconds, fault_of_columns, floor_times, keep_rows
 from raysrec.data.splits import IntArray
+from raysrec.errors import ReadableError
 
 
 def read_parquet(file: SourceFile, layout: Layout) -> Part:
@@ -63,7 +64,10 @@ def _columns(file: SourceFile, names: list[str]) -> pa.Table:
             if twice:
                 raise SourceError(f"{file}: there are several columns {twice}; rename all but one")
             return opened.read_row_groups(file.row_groups or range(opened.num_row_groups), columns=names).select(names)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except ReadableError:
+            raise
+        # A ValueError is of a library that gives a column a type of its own and refuses what stands there for it.
+        except (pa.ArrowException, ValueError) as error:
             raise SourceError(f"{file}: is no whole Parquet file ({error})") from error
 
 

@@ -2,7 +2,9 @@
 
 Both readers give the same tables in the same order; the direct one serves tests, benchmarks and debuggers. Each byte
 of a file leaves its store once in an epoch: of a row group only the columns that are needed are asked for, and the
-footer, which says where they lie, is read once by a process and travels to the tasks that read for it.
+footer, which says where they lie, is read once by a process and travels to the tasks that read for it. What was read is
+what was written, by the checksum of each page and by the sizes in the manifest, or it is an error that names the row
+group.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysrec.data.catalog import RowGroup
-from raysrec.place import Place, in_words
+from raysrec.data.catalog import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataError, RowGroup, whole
+from raysrec.place import Place
 
 COLUMNS = ["user", "items", "times"]
 READ_INTERACTIONS = 1_000_000
@@ -35,7 +38,9 @@ Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 def read_directly(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
     """One table per row group, read when it is asked for."""
     for group in groups:
-        yield _read(group.path, [group.index], footer_of(group.path))
+        footer = footer_of(group.path)
+        _check(group, footer)
+        yield _read(group.path, [group.index], footer)
 
 
 def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
@@ -48,10 +53,13 @@ def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
     units = _units(groups)
     if not units:
         return
+    footers = _footers({group.path for group in groups})
+    for group in groups:
+        _check(group, footers[str(group.path)])
     work = [{"paths": [str(g.path) for g in unit], "indices": [g.index for g in unit]} for unit in units]
     tables = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _read_unit,
-        fn_args=(ray.put(_footers({group.path for group in groups})),),
+        fn_args=(ray.put(footers),),
         batch_size=None,
         batch_format="numpy",
         num_cpus=READING_CPUS,
@@ -68,9 +76,10 @@ def footer_of(file: Place) -> pq.FileMetaData:
     """What the end of a Parquet file says about it; asked for once by a process, since prepared files never change.
 
     Raises:
+        PreparedDataError: The file is missing, or no whole Parquet file.
         PlaceError: The store fails.
     """
-    with in_words(file), pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
+    with whole(file, "its footer"), pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
         return opened.metadata
 
 
@@ -124,9 +133,56 @@ def _split(block: pa.Table) -> Iterator[pa.Table]:
         yield block.slice(start, stop - start).select(COLUMNS)
 
 
+def _check(group: RowGroup, footer: pq.FileMetaData) -> None:
+    """Refuse a file that holds another number of users or interactions than the manifest says."""
+    if group.index >= footer.num_row_groups:
+        found = f"the file has {footer.num_row_groups} row groups"
+    elif (held := _held(footer, group.index)) != (group.users, group.interactions):
+        found = f"it holds {held[0]} users and {held[1]} interactions"
+    else:
+        return
+    raise PreparedDataError(
+        f"{group.path}: row group {group.index} should hold {group.users} users and {group.interactions} interactions "
+        f"by the manifest, but {found}{PREPARE_AGAIN}"
+    )
+
+
+def _held(footer: pq.FileMetaData, index: int) -> tuple[int, int]:
+    """Users and interactions of a row group."""
+    group = footer.row_group(index)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    items = next((column for column in columns if column.path_in_schema.split(".")[0] == "items"), None)
+    return group.num_rows, items.num_values if items is not None else 0
+
+
 def _read(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> pa.Table:
-    with (
-        in_words(file),
-        pq.ParquetFile(file.path, filesystem=file.filesystem, metadata=footer, pre_buffer=True) as opened,
-    ):
-        return opened.read_row_groups(indices, columns=COLUMNS)
+    try:
+        return _read_row_groups(file, indices, footer)
+    except PreparedDataError as error:
+        raise next(_faults(file, indices, footer), error) from None
+
+
+def _faults(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> Iterator[PreparedDataError]:
+    """What is wrong with each of these row groups by itself."""
+    for index in indices:
+        try:
+            _read_row_groups(file, [index], footer)
+        except PreparedDataError as error:
+            yield error
+
+
+def _read_row_groups(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> pa.Table:
+    settings = {"metadata": footer, "pre_buffer": True, "page_checksum_verification": True}
+    part = f"row group {', '.join(map(str, indices))}"
+    with whole(file, part), pq.ParquetFile(file.path, filesystem=file.filesystem, **settings) as opened:
+        table = opened.read_row_groups(indices, columns=COLUMNS)
+    users, interactions = np.sum([_held(footer, index) for index in indices], axis=0).tolist()
+    if not table.schema.equals(_SCHEMA):
+        raise PreparedDataError(f"{file}: {part} holds other columns than histories have{PREPARE_AGAIN}")
+    read = [len(table), *(int(pc.sum(pc.list_value_length(table[name])).as_py() or 0) for name in COLUMNS[1:])]
+    if read != [users, interactions, interactions]:
+        raise PreparedDataError(f"{file}: {part} is damaged (its pages hold less than its footer says){PREPARE_AGAIN}")
+    return table
+
+
+_SCHEMA = pa.schema([HISTORY_SCHEMA.field(name) for name in COLUMNS])

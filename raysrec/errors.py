@@ -1,0 +1,49 @@
+"""Errors that speak for themselves, and how one is found again in what Ray wraps around it."""
+
+import re
+from collections.abc import Iterator
+
+
+class ReadableError(ValueError):
+    """Its text names what is wrong, where, and what to do; a user needs no traceback beside it."""
+
+
+class LastingError(ReadableError):
+    """Comes again however often it is tried: no worker is worth starting again for it."""
+
+
+def readable(error: BaseException) -> ReadableError | None:
+    """The ReadableError that this error is, or that a task or worker of Ray raised and it reports; None if neither.
+
+    Ray hands on an error inside one or several of its own, and of some only the text.
+    """
+    wrapped = list(unwrapped(error))
+    for inner in reversed(wrapped):
+        # What Ray makes of an error is of the error's class too, but its text is the whole traceback.
+        if isinstance(inner, ReadableError) and not hasattr(inner, "cause"):
+            return inner
+    kinds = {kind.__name__: kind for kind in _kinds(ReadableError)}
+    said = re.findall(rf"\b({'|'.join(kinds)}): (.+)", "\n".join(map(str, wrapped)))
+    # A traceback ends with what was raised last.
+    return kinds[said[-1][0]](said[-1][1]) if said else None
+
+
+def unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error and all those that it was made of, in this process or by Ray; the innermost last."""
+    found: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, BaseException) and one not in found:
+            found.append(one)
+            failures = getattr(one, "worker_failures", None)
+            waiting += [one.__cause__, getattr(one, "cause", None)]
+            waiting += failures.values() if isinstance(failures, dict) else []
+            waiting.append(getattr(one, "controller_failure", None))
+    yield from found
+
+
+def _kinds(kind: type[ReadableError]) -> Iterator[type[ReadableError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)

@@ -1,0 +1,73 @@
+"""What a cluster must have for a run, and the wait for it."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from raysrec.config import ScaleConfig
+from raysrec.data.reading import READING_CPUS
+from raysrec.runtime import ClusterError, in_cluster
+
+SAY_EVERY_S = 30
+"""Seconds between two lines that say what is missing."""
+
+
+_print_at_once = partial(print, flush=True)
+
+
+def wait_for_room(
+    scale: ScaleConfig, *, workers: int | None = None, say: Callable[[str], None] = _print_at_once
+) -> None:
+    """Return when the cluster has CPUs, and GPUs if asked for, for the workers and a reading task beside them.
+
+    The room is asked for as a run asks for it, so that an autoscaler starts nodes. A Ray that starts here has all it
+    will ever have, and is not waited for. Call inside `ray_session`.
+
+    Args:
+        scale: The workers, and for how long to wait.
+        workers: How many of them must find room; the fewest that train if not said.
+        say: Is told now and then what is missing.
+
+    Raises:
+        ClusterError: The cluster came to have no room within `scale.wait_s`.
+    """
+    import ray.util
+
+    workers = workers or scale.min_workers
+    lacks = partial(_lacks, workers, gpus=workers if scale.device == "cuda" else 0)
+    less = "lower scale.workers" + (" or set scale.device=cpu" if scale.device == "cuda" else "")
+    if not in_cluster():
+        if missing := lacks(free=False):
+            raise ClusterError(f"{missing}; {less}")
+        return
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if scale.device == "cuda" else {})
+    room = ray.util.placement_group([*[bundle] * workers, {"CPU": READING_CPUS}])
+    deadline = time.monotonic() + scale.wait_s
+    try:
+        # Ray waits for whole seconds, and for none where less is asked.
+        while not room.wait(max(1, math.ceil(min(SAY_EVERY_S, deadline - time.monotonic())))):
+            missing = lacks(free=True) or "the cluster has enough in all, but no node with room for a worker"
+            if (left := deadline - time.monotonic()) <= 0:
+                raise ClusterError(
+                    f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: add nodes, {less}, "
+                    "or wait longer"
+                )
+            say(f"{missing}; waiting up to {left:.0f} seconds more for nodes")
+    finally:
+        ray.util.remove_placement_group(room)
+
+
+def _lacks(workers: int, *, gpus: int, free: bool) -> str:
+    """What the cluster has and what is needed, if that is more."""
+    import ray
+
+    there: dict[str, Any] = ray.cluster_resources()
+    left: dict[str, Any] = ray.available_resources() if free else there
+    needs = {"CPU": workers + READING_CPUS, "GPU": gpus}
+    if all(left.get(kind, 0) >= need for kind, need in needs.items()):
+        return ""
+    has = " and ".join(f"{there.get(kind, 0):g} {kind}s ({left.get(kind, 0):g} free)" for kind in needs)
+    wants = " and ".join(f"{need:g} {kind}s" for kind, need in needs.items() if need)
+    return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {workers} workers and reading need {wants}"

@@ -1,0 +1,101 @@
+"""Too few resources, and a Ray that does not start: one line each, and no waiting for ever."""
+
+import os
+import threading
+
+import pytest
+
+from raysrec import resources
+from raysrec.config import ScaleConfig
+from raysrec.resources import wait_for_room
+from raysrec.runtime import ClusterError, ray_session
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(monkeypatch):
+    said = []
+    with ray_session(ScaleConfig(), cpus=2):
+        import ray
+
+        wait_for_room(ScaleConfig(workers=1), say=said.append)
+        with pytest.raises(
+            ClusterError,
+            match=r"Ray here has 2 CPUs \(2 free\) and .*, but 4 workers and reading need 4\.5 CPUs; lower",
+        ):
+            wait_for_room(ScaleConfig(workers=4), say=said.append)
+        assert said == []
+
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        wait_for_room(ScaleConfig(workers=1), say=said.append)
+        assert said == []
+        monkeypatch.setattr(resources, "SAY_EVERY_S", 1)
+        with pytest.raises(ClusterError) as error:
+            wait_for_room(ScaleConfig(workers=4, wait_s=2.5), say=said.append)
+        assert str(error.value) == (
+            "the cluster has 2 CPUs (2 free) and 0 GPUs (0 free), but 4 workers and reading need 4.5 CPUs; that has "
+            "not changed within scale.wait_s=2.5 seconds: add nodes, lower scale.workers, or wait longer"
+        )
+        assert 1 <= len(said) <= 3
+        assert "but 4 workers and reading need 4.5 CPUs; waiting up to " in said[0]
+        with pytest.raises(
+            ClusterError,
+            match=r"1 workers and reading need 1\.5 CPUs and 1 GPUs; .* lower scale\.workers or set scale\.device=cpu",
+        ):
+            wait_for_room(ScaleConfig(workers=1, device="cuda", wait_s=0), say=said.append)
+
+        # Another job holds a CPU for a while.
+        said.clear()
+        holder = ray.remote(num_cpus=1)(type("Holder", (), {"ping": lambda self: 1})).remote()
+        assert ray.get(holder.ping.remote()) == 1
+        ends = threading.Timer(3, ray.kill, [holder])
+        ends.start()
+        wait_for_room(ScaleConfig(workers=1, wait_s=60), say=said.append)
+        assert "the cluster has 2 CPUs (1 free)" in said[0]
+        ends.join()
+        wait_for_room(ScaleConfig(workers=1, wait_s=60), say=said.append)  # what was asked for was given back
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        (
+            "/tmp/" + 60 * "a",
+            r"Ray cannot start here: /tmp/a+ is too long a path for sockets; set RAY_TMPDIR to a folder",
+        ),
+        ("/dev/null/a", r"Ray cannot start here: it cannot write to /dev/null/a; set RAY_TMPDIR to a folder of yours"),
+    ],
+)
+def test_a_folder_in_which_ray_cannot_work_is_named(monkeypatch, folder, expected):
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    with pytest.raises(ClusterError, match=expected) as error, ray_session(ScaleConfig()):
+        pass
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: nobody answers there"),
+        ray_session(ScaleConfig()),
+    ):
+        pass
+
+
+def test_a_start_that_fails_in_another_way_says_so_in_one_line(monkeypatch):
+    import ray
+
+    def fail(**_):
+        raise ValueError("The configured object store size (0.5 GB) exceeds\n/dev/shm size (0.06 GB).")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(
+            ClusterError, match=r"^Ray cannot start here: its shared memory is too small; .* \(The configured"
+        ),
+        ray_session(ScaleConfig()),
+    ):
+        pass
