@@ -173,6 +173,8 @@ def _in_words(detail: Any) -> str:
     model = None
     if location[:1] == ["model"] and len(location) > 1 and location[1] in MODELS:
         model = location.pop(1)  # the union's tag, which is no key
+    if location[:2] == ["scale", "workers"]:
+        location[2:3] = []  # likewise
     key, kind, came = ".".join(location), detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return _unknown_key(key, model)
@@ -186,6 +188,8 @@ def _in_words(detail: Any) -> str:
     if kind in ("model_type", "model_attributes_type"):
         example = next(name for name in _known_keys(None) if name.startswith(f"{key}."))
         return f"{key}={came!r}: {key} is a section; set keys in it, such as {example}"
+    if kind == "missing" and not location[-1].isdigit():
+        return f"{key} is missing; set it, too"
     if kind == "missing":
         return f"{'.'.join(location[:-1])}={came!r}: is too short"
     if kind in _EXPECTED:

@@ -297,3 +297,19 @@ def test_what_would_be_ignored_is_refused(override, message):
         load([], ["model.name=recgrela", *override.split()])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_workers_are_a_number_or_bounds():
+    model = {"model": {"name": "recgrela"}, "data": {"num_streams": 8}}
+    assert validate(model | {"scale": {"workers": 3}}).scale.min_workers == 3
+    elastic = validate(model | {"scale": {"workers": {"min": 2, "max": 4}}}).scale
+    assert (elastic.min_workers, elastic.max_workers) == (2, 4)
+    for value, said in (
+        ({"min": 4, "max": 2}, r"scale\.workers\.min=4 exceeds scale\.workers\.max=2; lower it"),
+        ({"min": 1}, r"scale\.workers\.max is missing; set it, too"),
+        ({"min": 1, "max": 2, "most": 3}, r"scale\.workers\.most is not a known key"),
+        ({"min": 0, "max": 2}, r"scale\.workers\.min=0: input should be greater than or equal to 1"),
+        ("many", r"scale\.workers='many': input should be a valid integer"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            validate(model | {"scale": {"workers": value}})

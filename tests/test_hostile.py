@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from raysrec.checkpoint import RunDirectory, RunError, load_model
 
 from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig
@@ -20,6 +19,7 @@ from raysrec.data.sources import read
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
+from raysrec.run_directory import RunDirectory, RunError, load_model
 
 
 class Hostile:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from raysrec import progress
-from raysrec.progress import PLAIN_EVERY_S, Mailbox, Recorder, shown, shown_cutoff
+from raysrec.mailbox import Mailbox
+from raysrec.progress import PLAIN_EVERY_S, Recorder, shown, shown_cutoff
 
 STEP = {
     "kind": "step", "epoch": 2, "step": 40, "progress": 1.5, "share_done": 0.25, "loss": 6.54321,

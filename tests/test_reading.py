@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from raysrec.checkpoint import RunDirectory
 
 from raysrec.command_line import validate
 from raysrec.config import DataConfig
@@ -16,6 +15,7 @@ from raysrec.evaluate import evaluate, validation_sums
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
+from raysrec.run_directory import RunDirectory
 from raysrec.runtime import ray_session
 from raysrec.train import train
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from raysrec import run_directory
+from raysrec.checkpoints import TrainingState
 from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
-from raysrec.run_directory import RunDirectory, RunError, TrainingState, load_model, save_weights
+from raysrec.run_directory import RunDirectory, RunError, load_model, save_weights
 
 NUM_ITEMS = 12
 NUM_USERS = 5

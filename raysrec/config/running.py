@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raysrec.config.data import AnyPlace
 from raysrec.schema import Count, CountOrZero, NonNegative, Section
@@ -26,7 +26,10 @@ class ElasticWorkers(Section):
 class ScaleConfig(Section):
     """How many workers, and what each is given."""
 
-    workers: Count | ElasticWorkers = 1
+    workers: Annotated[
+        Annotated[Count, Tag("number")] | Annotated[ElasticWorkers, Tag("bounds")],
+        Discriminator(lambda given: "bounds" if isinstance(given, dict | ElasticWorkers) else "number"),
+    ] = 1
     """Training processes, at most `data.num_streams` (or processes that rank, where a run is evaluated). A number, or
     `{min: …, max: …}`: nodes that come and go then change it while training runs, and no batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
