@@ -9,6 +9,8 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -173,3 +175,14 @@ def wait_for(port: int) -> None:
 
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _SETTINGS = {"env": {**os.environ, "PATH": _PATH}, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+
+
+def main() -> int:
+    """Run the command that follows with a new, empty server to talk to: `python tests/s3_server.py bash`."""
+    with tempfile.TemporaryDirectory() as folder, running_s3_server(Path(folder)) as server:
+        print(f"S3 server at port {server.port}, bucket s3://{BUCKET}, until the command ends", file=sys.stderr)
+        return subprocess.run(sys.argv[1:], env={**os.environ, **server.environment}).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

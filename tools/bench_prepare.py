@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +60,12 @@ def make_source(interactions: int, folder: Path) -> Path:
     return source
 
 
-def measure(source: Path, folder: Path, *, distributed: bool, overrides: list[str]) -> Measured:
-    """Prepare the source in a process of its own."""
+def measure(source: Path, folder: Path, *, distributed: bool, keep: Path | None, overrides: list[str]) -> Measured:
+    """Prepare the source in a process of its own; what it made is kept in a folder, or thrown away."""
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    with tempfile.TemporaryDirectory(dir=folder) as prepared:
+    with ExitStack() as stack:
+        prepared = str(keep) if keep else stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
         settings = {
             "source": source,
             "format": "parquet",
@@ -71,7 +73,7 @@ def measure(source: Path, folder: Path, *, distributed: bool, overrides: list[st
             "distributed": str(distributed).lower(),
         }
         given = [*RULES, *overrides, *(f"data.{name}={value}" for name, value in settings.items())]
-        started = time.monotonic()
+        begun, started = time.time(), time.monotonic()
         process = psutil.Popen(
             [sys.executable, "-m", "raysrec.prepare", "--config", str(config), *given], stdout=sys.stderr
         )
@@ -82,7 +84,7 @@ def measure(source: Path, folder: Path, *, distributed: bool, overrides: list[st
         seconds = time.monotonic() - started
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args)
-        (made,) = Path(prepared).iterdir()
+        (made,) = (path for path in Path(prepared).iterdir() if path.stat().st_mtime >= begun)
         return Measured(seconds, peak, PreparedData.open(made))
 
 
@@ -110,7 +112,8 @@ def main(arguments: argparse.Namespace) -> None:
         for distributed in (False, True):
             if not distributed and interactions > arguments.in_memory_up_to:
                 continue
-            found = measure(source, arguments.folder, distributed=distributed, overrides=arguments.overrides)
+            keep, overrides = arguments.keep, arguments.overrides
+            found = measure(source, arguments.folder, distributed=distributed, keep=keep, overrides=overrides)
             seconds[distributed] = found.seconds
             manifest = found.prepared.manifest
             rows.append(
@@ -134,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("overrides", nargs="*", help="settings such as data.item_interactions=[50,15000]")
     found.add_argument("--interactions", nargs="+", type=lambda text: int(float(text)), default=[10**6, 10**7])
     found.add_argument("--in-memory-up-to", type=lambda text: int(float(text)), default=2 * 10**7)
+    found.add_argument("--keep", type=Path, help="where to leave what is prepared; must hold none of it yet")
     found.add_argument("--folder", type=Path, required=True, help="where sources and what is prepared lie")
     return found
 
