@@ -20,9 +20,9 @@ from bench_prepare import memory_of_tree
 from tabulate import tabulate
 
 from raysrec import runtime
-from raysrec.checkpoint import RunDirectory
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.prepare import prepare
+from raysrec.run_directory import RunDirectory
 from raysrec.runtime import ray_session
 from raysrec.train import train
 
