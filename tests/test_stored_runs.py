@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from s3_proxy import Fault
-from test_resume import kill_when
+from test_resume import until
 
+from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import overlay, validate
 from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import read_with_ray
@@ -87,10 +88,10 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     def is_trained_a_little():
         seen.update(name for name in (b"raylet", b"gcs_server", b"ray::") if name in command_lines())
         assert not any(secret.encode() in command_lines() for secret in secrets.splitlines())
-        return (run.path / "checkpoints" / "epoch_00001" / "state.json").is_file()
+        return bool(Checkpoints(run.checkpoints).names())
 
     try:
-        kill_when(process, is_trained_a_little, within_s=500)
+        until(is_trained_a_little, process, within_s=500)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -152,9 +153,9 @@ def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_work
 def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, proxy, machine):
     query = "?max_attempts=3&request_timeout=2"
     storage = {"storage": {"root": f"{s3}/runs{query}"}, "data": {"prepared": f"{s3}/prepared{query}"}}
-    one = machine(overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}}))
+    one = machine(overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}, "scale": {"max_failures": 0}}))
     assert say(one, "--config", "run.yaml", verb="prepare").returncode == 0
-    for part, method in (("part-00000.parquet", "GET"), ("best.safetensors", "PUT")):
+    for part, method in (("part-00000.parquet", "GET"), ("state-0-of-2.safetensors", "PUT")):
         proxy.faults.append(Fault(10_000, method=method, key=part, status=503))
         done = say(one, "--config", "run.yaml")
         assert done.returncode == 2

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import nest, overlay, validate
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
+from raysrec.runtime import SETTINGS
 from raysrec.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,7 +34,7 @@ BASE = {
 def cluster():
     """A head for the driver, and two nodes that have room for a worker each."""
     before = dict(os.environ)
-    os.environ.update(SETTINGS | LOCAL_SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
+    os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
     os.environ.setdefault("RAY_TMPDIR", f"/tmp/raysrec-{os.getpid()}")
     os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # a local session has set it, which is of one node
     # A node that is gone is noticed in seconds.
@@ -50,7 +50,7 @@ def cluster():
     )
     for _ in range(2):
         found.add_node(num_cpus=1, object_store_memory=10**8)
-    environment = {name: os.environ[name] for name in SETTINGS | LOCAL_SETTINGS}
+    environment = {name: os.environ[name] for name in SETTINGS}
     ray.init(address=found.address, runtime_env={"env_vars": environment}, logging_level="ERROR", log_to_driver=False)
     yield found
     ray.shutdown()
