@@ -113,15 +113,17 @@ class Saver:
         except (OSError, ValueError) as error:
             problem = str(error)
         everyone = self._gathered((own, problem))
-        if self._worker:
-            return Saved(state, time.monotonic() - started, stalled_s, 0, problem)
-        problem = "; ".join(said for _, said in everyone if said)
         states = tuple(saved for files, _ in everyone for saved in files)
         record = CheckpointRecord(state=state, fingerprint=self._fingerprint, states=states, best=self._best)
-        problem = problem or self._publish(record)
+        problem = "; ".join(said for _, said in everyone if said)
+        if self._worker == 0:
+            problem = problem or self._publish(record)
+        # All learn how it went: what they do next, they must do together.
+        problem = self._gathered(problem)[0]
         total = sum(saved.bytes for saved in record.files)
         saved = Saved(state, time.monotonic() - started, stalled_s, total, problem)
-        self._done(saved)
+        if self._worker == 0:
+            self._done(saved)
         return saved
 
     def _save_best(self) -> None:
