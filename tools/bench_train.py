@@ -125,7 +125,7 @@ def _spawned(worker: int, config: RunConfig, prepared: str, how: str, steps: int
     import os
 
     os.environ["LOCAL_RANK"] = str(worker)
-    workers = config.scale.workers
+    workers = config.scale.max_workers
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=worker, world_size=workers)
     _write(folder, worker, measure(config, prepared, how, steps, worker, workers))
     dist.destroy_process_group()
@@ -138,7 +138,7 @@ def _in_ray(arguments: dict[str, Any]) -> None:
     worker = ray.train.get_context().get_world_rank()
     how, steps = arguments["how"], arguments["steps"]
     _write(
-        arguments["folder"], worker, measure(config, arguments["prepared"], how, steps, worker, config.scale.workers)
+        arguments["folder"], worker, measure(config, arguments["prepared"], how, steps, worker, config.scale.max_workers)
     )
 
 
@@ -154,15 +154,15 @@ def once(config: RunConfig, prepared: str, how: str, steps: int) -> list[Measure
                 {"config": config.model_dump_json(), "prepared": prepared, "how": how, "steps": steps, "folder": folder}
             )
         else:
-            mp.spawn(_spawned, (config, prepared, how, steps, folder), nprocs=config.scale.workers)
-        return [json.loads(Path(folder, f"{worker}.json").read_text()) for worker in range(config.scale.workers)]
+            mp.spawn(_spawned, (config, prepared, how, steps, folder), nprocs=config.scale.max_workers)
+        return [json.loads(Path(folder, f"{worker}.json").read_text()) for worker in range(config.scale.max_workers)]
 
 
 def _run_in_ray(arguments: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers = RunConfig.model_validate_json(arguments["config"]).scale.workers
+    workers = RunConfig.model_validate_json(arguments["config"]).scale.max_workers
     TorchTrainer(
         _in_ray,
         train_loop_config=arguments,
