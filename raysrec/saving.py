@@ -6,12 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
 from raysrec.checkpoints import CheckpointRecord, Checkpoints, SavedFile, TrainingState
-from raysrec.engine import Snapshot, Weights
+from raysrec.engine import Snapshot, Weights, everyones
 from raysrec.run_directory import save_weights
 
 TOGETHER_WITHIN = timedelta(hours=2)
@@ -103,23 +102,22 @@ class Saver:
         return self._running.result() if self._running else None
 
     def _save(self, state: TrainingState, snapshot: Snapshot, started: float, stalled_s: float) -> Saved:
-        own: list[SavedFile] = []
-        problem = ""
+        own, problem = [], ""
         try:
             self._refuse_others()
             name = f"{state.name}/state-{self._worker}-of-{self._num_workers}.safetensors"
-            own.append(self._checkpoints.save_file(name, snapshot.save))
+            own.append(self._checkpoints.save_file(name, snapshot.save).model_dump())
             self._save_best()
         except (OSError, ValueError) as error:
             problem = str(error)
-        everyone = self._gathered((own, problem))
-        states = tuple(saved for files, _ in everyone for saved in files)
+        everyone = everyones([own, problem], self._group)
+        states = tuple(SavedFile(**saved) for files, _ in everyone for saved in files)
         record = CheckpointRecord(state=state, fingerprint=self._fingerprint, states=states, best=self._best)
         problem = "; ".join(said for _, said in everyone if said)
         if self._worker == 0:
             problem = problem or self._publish(record)
         # All learn how it went: what they do next, they must do together.
-        problem = self._gathered(problem)[0]
+        problem = everyones(problem, self._group)[0]
         total = sum(saved.bytes for saved in record.files)
         saved = Saved(state, time.monotonic() - started, stalled_s, total, problem)
         if self._worker == 0:
@@ -149,10 +147,3 @@ class Saver:
     def _refuse_others(self) -> None:
         if not self._checkpoints.is_owned_by(self._owner):
             raise Superseded(f"{self._checkpoints.place}: another start of this training has taken over")
-
-    def _gathered(self, own: Any) -> list[Any]:
-        everyone = [own]
-        if self._group is not None:
-            everyone = [None] * self._num_workers
-            dist.all_gather_object(everyone, own, group=self._group)
-        return everyone

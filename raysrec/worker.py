@@ -15,7 +15,16 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
 from raysrec.data.reading import Reader, read_with_ray
-from raysrec.engine import Engine, NonFiniteLoss, StateMismatch, build_engine, learning_rate, saved_state, share_done
+from raysrec.engine import (
+    Engine,
+    NonFiniteLoss,
+    StateMismatch,
+    build_engine,
+    everyones,
+    learning_rate,
+    saved_state,
+    share_done,
+)
 from raysrec.errors import LastingError, readable
 from raysrec.evaluate import validation_sums
 from raysrec.leaving import Leaving, asked_to_leave, watch_for_preemption
@@ -136,7 +145,7 @@ class Training:
         )
         if worker == 0:
             checkpoints.claim(owner)
-        self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker, num_workers)
+        self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
         self._begun = self._saved = self._released = time.monotonic()
         self._elapsed_before_s = self._state.elapsed_s
         log.started(self._state, num_workers)
@@ -276,19 +285,15 @@ class Training:
             self._released = time.monotonic()
 
 
-def _restored(
-    engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int, num_workers: int
-) -> TrainingState:
+def _restored(engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int) -> TrainingState:
     """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none."""
     found = checkpoints.newest() if worker == 0 else None
-    name = [found.state.name if found else ""]
-    if num_workers > 1:
-        dist.broadcast_object_list(name, src=0)
+    name = everyones(found.state.name if found else "")[0]
     if worker == 0:
-        checkpoints.remove_after(name[0])
-    if not name[0]:
+        checkpoints.remove_after(name)
+    if not name:
         return TrainingState()
-    with checkpoints.loaded(name[0]) as checkpoint:
+    with checkpoints.loaded(name) as checkpoint:
         if checkpoint.record.fingerprint != fingerprint:
             raise StateMismatch(
                 f"{checkpoints.place}: was trained on data {checkpoint.record.fingerprint}, but the prepared data is "

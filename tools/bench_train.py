@@ -138,7 +138,9 @@ def _in_ray(arguments: dict[str, Any]) -> None:
     worker = ray.train.get_context().get_world_rank()
     how, steps = arguments["how"], arguments["steps"]
     _write(
-        arguments["folder"], worker, measure(config, arguments["prepared"], how, steps, worker, config.scale.max_workers)
+        arguments["folder"],
+        worker,
+        measure(config, arguments["prepared"], how, steps, worker, config.scale.max_workers),
     )
 
 

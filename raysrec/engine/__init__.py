@@ -9,6 +9,7 @@ import torch
 
 from raysrec.config import RunConfig
 from raysrec.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config
+from raysrec.engine.exchange import everyones
 from raysrec.engine.fixed_engine import FixedEngine
 from raysrec.engine.interface import Engine, StepResult, Weights
 from raysrec.engine.nonfinite import Fault, NonFiniteLoss
@@ -33,6 +34,7 @@ __all__ = [
     "Weights",
     "build_engine",
     "deepspeed_config",
+    "everyones",
     "learning_rate",
     "saved_state",
     "share_done",

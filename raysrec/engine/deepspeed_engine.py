@@ -64,6 +64,7 @@ class DeepSpeedEngine:
             raise self._explained("the loss is not finite", batches, losses, seen)
         if self._stage == 0 and self._clip_norm and not self._norm().isfinite():
             raise self._explained(GRADIENT, batches, losses, seen)
+        self._copies.wait()
         self._engine.step()
         if not self._engine.was_step_applied():  # ZeRO always looks at the norm
             raise self._explained(GRADIENT, batches, losses, seen)
@@ -80,6 +81,7 @@ class DeepSpeedEngine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes what it updates, and the model's own copy of the weights."""
+        self._copies.wait()
         with refused_by_all():
             if self._partition is None:
                 restore_replicated(self._objective.model, [self._optimizer], state)

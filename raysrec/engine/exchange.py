@@ -48,19 +48,24 @@ def sum_over_workers(value: float) -> float:
     return float(total)
 
 
-def everyones(own: Any) -> list[Any]:
-    """What every worker has to say, as JSON, in their order."""
+def everyones(own: Any, group: Any = None) -> list[Any]:
+    """What every worker has to say, as JSON, in their order.
+
+    Args:
+        own: What this worker says.
+        group: Torch's process group to say it in; that of all workers if not given.
+    """
     text = json.dumps(own).encode()
-    sizes = [int(size) for size in _gathered(torch.tensor(len(text)))]
+    sizes = [int(size) for size in _gathered(torch.tensor(len(text)), group)]
     padded = torch.zeros(max(sizes), dtype=torch.uint8)
     padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    texts = _gathered(padded)
+    texts = _gathered(padded, group)
     return [json.loads(bytes(text[:size].tolist())) for text, size in zip(texts, sizes, strict=True)]
 
 
-def _gathered(own: Tensor) -> list[Tensor]:
+def _gathered(own: Tensor, group: Any = None) -> list[Tensor]:
     if num_workers() == 1:
         return [own]
     everyone = [torch.empty_like(own) for _ in range(num_workers())]
-    dist.all_gather(everyone, own)
+    dist.all_gather(everyone, own, group=group)
     return everyone

@@ -8,7 +8,8 @@ import json
 import os
 import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,15 @@ class Snapshot:
 
     worker: int
     num_workers: int
-    fragments: Mapping[str, Fragment]
+    parts: Mapping[str, Fragment]
+    copied: Callable[[], object] = lambda: None
+    """Returns when the values are those that were asked for."""
+
+    @property
+    def fragments(self) -> Mapping[str, Fragment]:
+        """What there is to write, copied."""
+        self.copied()
+        return self.parts
 
     @property
     def file_name(self) -> str:
@@ -56,10 +65,11 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Size of all values."""
-        return sum(fragment.values.nbytes for fragment in self.fragments.values())
+        return sum(fragment.values.nbytes for fragment in self.parts.values())
 
     def save(self, path: Path) -> None:
         """Write one safetensors file and wait until the disk has it; other threads may compute meanwhile."""
+        fragments = self.fragments
         facts = {
             name: {
                 "start": fragment.start,
@@ -67,7 +77,7 @@ class Snapshot:
                 "shape": fragment.shape,
                 "crc32": checksum(fragment.values),
             }
-            for name, fragment in self.fragments.items()
+            for name, fragment in fragments.items()
         }
         metadata = {
             "format": FORMAT,
@@ -75,7 +85,7 @@ class Snapshot:
             "num_workers": str(self.num_workers),
             "tensors": json.dumps(facts),
         }
-        save_file({name: fragment.values for name, fragment in self.fragments.items()}, path, metadata)
+        save_file({name: fragment.values for name, fragment in fragments.items()}, path, metadata)
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -83,22 +93,34 @@ class Snapshot:
 class Copies:
     """Makes the snapshots of one engine, each in the memory of one that nothing refers to any more.
 
-    New memory would take three times as long as copying does.
+    New memory would take three times as long as copying does. Copying goes on in a thread: an engine changes what is
+    copied only with its next update, and waits for it then.
     """
 
     def __init__(self) -> None:
         self._spare: list[dict[str, Tensor]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysrec-copying")
+        self._copying: Future[None] | None = None
 
     def of(self, fragments: Mapping[str, Fragment], *, worker: int, num_workers: int) -> Snapshot:
-        """Copy the values to the CPU; those that were given may be changed as soon as this returns."""
+        """Copy the values to the CPU; call `wait` before those that were given are changed."""
+        self.wait()
         room = self._spare.pop() if self._spare else {}
-        copies = {name: _copied(fragment.values, room.get(name)) for name, fragment in fragments.items()}
-        if any(fragment.values.is_cuda for fragment in fragments.values()):
-            torch.cuda.synchronize()
+        copies = {name: _room_for(fragment.values, room.get(name)) for name, fragment in fragments.items()}
         parts = {name: replace(fragment, values=copies[name]) for name, fragment in fragments.items()}
-        snapshot = Snapshot(worker, num_workers, parts)
+        on_gpu = any(fragment.values.is_cuda for fragment in fragments.values())
+        self._copying = self._thread.submit(_copy, {name: part.values for name, part in fragments.items()}, copies)
+        if on_gpu:
+            self.wait()  # what the GPU copies and what it computes take turns anyway
+        snapshot = Snapshot(worker, num_workers, parts, self._copying.result if self._copying else lambda: None)
         weakref.finalize(snapshot, self._keep, copies).atexit = False
         return snapshot
+
+    def wait(self) -> None:
+        """Return when the last snapshot is copied."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
 
     def _keep(self, copies: dict[str, Tensor]) -> None:
         if not self._spare:
@@ -110,8 +132,15 @@ def checksum(values: Tensor) -> int:
     return zlib.crc32(values.flatten().view(torch.uint8).numpy().data)
 
 
-def _copied(values: Tensor, room: Tensor | None) -> Tensor:
-    if room is None or room.shape != values.shape or room.dtype != values.dtype:
-        # A GPU writes to pinned memory directly, and ten times as fast.
-        room = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-    return room.copy_(values.detach(), non_blocking=True)
+def _room_for(values: Tensor, room: Tensor | None) -> Tensor:
+    if room is not None and room.shape == values.shape and room.dtype == values.dtype:
+        return room
+    # A GPU writes to pinned memory directly, and ten times as fast.
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+
+
+def _copy(values: Mapping[str, Tensor], copies: Mapping[str, Tensor]) -> None:
+    for name, copy in copies.items():
+        copy.copy_(values[name].detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in values.values()):
+        torch.cuda.synchronize()

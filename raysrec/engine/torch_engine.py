@@ -54,6 +54,7 @@ class TorchEngine:
             if not norm.isfinite():
                 raise self._explained("the gradient is not finite although the loss is", batches, losses, seen)
         set_learning_rate(self._optimizers, learning_rate)
+        self._copies.wait()
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -70,6 +71,7 @@ class TorchEngine:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every worker takes everything."""
+        self._copies.wait()
         with refused_by_all():
             restore_replicated(self._objective.model, self._optimizers, state)
 
