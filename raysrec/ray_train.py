@@ -1,5 +1,6 @@
 """What we hang into Ray Train: how its workers find each other, listen, and what is told when they fail."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,7 +57,9 @@ def torch_config(*, use_gpu: bool, stalled_after_s: float) -> TorchConfig:
         use_gpu: Do workers have GPUs?
         stalled_after_s: So long they wait for one that says nothing.
     """
-    return _ListeningTorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=stalled_after_s)
+    return _ListeningTorchConfig(
+        backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=math.ceil(stalled_after_s)
+    )
 
 
 def failures_told(mailbox: str, *, config: str, prepared: str, on_gpu: bool) -> UserCallback:

@@ -195,7 +195,14 @@ class Training:
                 train, epochs=state.epoch + state.targets_in_epoch / self._num_targets, steps=state.step
             )
             rate = learning_rate(train, step=state.step, progress=progress)
-            result = self._engine.step(next(ready, []), learning_rate=rate, wish=self._own_wish())
+            try:
+                result = self._engine.step(next(ready, []), learning_rate=rate, wish=self._own_wish())
+            except NonFiniteLoss as fault:
+                raise NonFiniteLoss(
+                    f"step {state.step + 1}, in epoch {state.epoch + 1}: {fault}. Lower train.learning_rate, or set "
+                    "train.clip_norm or a longer train.warmup_steps",
+                    fault.faults,
+                ) from None
             if result.targets == 0:  # every worker's data has ended
                 break
             self._state = state.after_step(result.targets)

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from test_training import start
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import nest, overlay, validate
@@ -25,7 +26,7 @@ BASE = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 2},
     "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20},
     "train": {"epochs": 60, "batch_targets": 512, "learning_rate": 0.01, "patience": 100, "validate_every": 20},
-    "scale": {"workers": 2, "threads_per_worker": 1, "stalled_after_s": 20},
+    "scale": {"workers": 2, "threads_per_worker": 1, "stalled_after_s": 8},
     "checkpoint": {"every_steps": 5},
 }
 
@@ -125,18 +126,16 @@ def worker_processes():
     return sorted(found, key=lambda process: process.pid)
 
 
-def scores(run):
-    return json.loads((run.path.local / "metrics.json").read_text())["splits"]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, folder):
-    return train(configure(folder, "undisturbed"))
+def undisturbed(folder):
+    """The best validation score of a training that nothing happens to, in this process."""
+    log = start(configure(folder, "undisturbed"), folder / "undisturbed")
+    return max(scores["ndcg@10"] for scores in log.scores)
 
 
 def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cluster, folder, undisturbed):
@@ -161,10 +160,9 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
     struck(node_is_lost)
     training.finish()
     assert training.error is None
-    ours, whole = scores(training.run), scores(undisturbed)
-    for split in ("validation", "test"):
-        for name, value in whole[split]["model"].items():
-            assert ours[split]["model"][name]["mean"] == pytest.approx(value["mean"], abs=1e-6), (split, name)
+    record = json.loads((training.run.path.local / "metrics.json").read_text())
+    assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(undisturbed, abs=1e-6)
+    assert len(record["training"]["restarts"]) == 8  # why, and where training went on
     said = [event["text"] for event in training.events("failure")]
     assert len(said) == 4
     assert any("about to be taken away" in text for text in said)
@@ -174,5 +172,5 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
 
 
 def test_what_would_only_happen_again_ends_the_run_and_says_why(cluster, folder):
-    with pytest.raises(RunError, match=r"the loss of step .* is (nan|inf)"):
+    with pytest.raises(RunError, match=r"diverged: step \d+, in epoch \d+: the loss is not finite; worker \d"):
         train(configure(folder, "diverged", train__learning_rate=1e30, engine={"name": "torch"}))
