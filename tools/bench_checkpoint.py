@@ -3,11 +3,10 @@
     python tools/bench_checkpoint.py --items 400000 --folder /tmp/checkpoints
     python tools/bench_checkpoint.py --items 400000 --folder s3://bucket/checkpoints
 
-One worker with the reference engine; a step learns against sampled items, and most of the model is its item table, as in a
-large catalogue. Steps without and with a checkpoint every so many steps take
-turns. What training stands still is the time of copying the weights and the optimizer's state, as far as the next
-update had to wait for it; writing, hashing and sending go on in the background, where they take their share of the
-cores.
+One worker with the reference engine; a step learns against sampled items, and most of the model is its item table, as
+in a large catalogue. Steps without and with a checkpoint take turns. What training stands still is the time of copying
+the weights and the optimizer's state, as far as the next update had to wait for it; writing, hashing and sending go on
+in the background, where they take their share of the cores.
 """
 
 import argparse
