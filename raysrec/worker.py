@@ -19,6 +19,7 @@ from raysrec.engine import (
     Engine,
     NonFiniteLoss,
     StateMismatch,
+    StepResult,
     build_engine,
     everyones,
     learning_rate,
@@ -27,6 +28,7 @@ from raysrec.engine import (
 )
 from raysrec.errors import LastingError, readable
 from raysrec.evaluate import validation_sums
+from raysrec.history import Batch
 from raysrec.leaving import Leaving, asked_to_leave, watch_for_preemption
 from raysrec.metrics import RankSums
 from raysrec.models import build_model
@@ -70,7 +72,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(threads_per_worker(config.scale, workers_here=context.get_local_world_size()))
     torch.set_flush_denormal(True)  # states that have decayed to almost nothing would cost a hundred times as much
     data = PreparedData.open(arguments["prepared"])
-    log = WorkerLog(arguments["mailbox"], worker, config, targets_per_epoch(data, config))
+    num_targets = targets_per_epoch(data, config)
+    log = WorkerLog(arguments["mailbox"], worker, config, num_targets)
     if log.gave_up():
         return
     watch_for_preemption()
@@ -81,6 +84,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             Checkpoints(arguments["checkpoints"]),
             log,
             read_with_ray,
+            num_targets=num_targets,
             device=ray.train.torch.get_device(),
             worker=worker,
             num_workers=num_workers,
@@ -102,6 +106,7 @@ class Training:
         checkpoints: Where it is saved and goes on from.
         log: Hears how it goes, and says when to stop.
         read: Reads row groups.
+        num_targets: Of an epoch.
         device: Where this worker computes.
         worker: Its number.
         num_workers: How many there are, in torch's process group if more than one.
@@ -116,6 +121,7 @@ class Training:
         log: WorkerLog,
         read: Reader,
         *,
+        num_targets: int,
         device: torch.device,
         worker: int,
         num_workers: int,
@@ -124,7 +130,7 @@ class Training:
         manifest = data.manifest
         self._config, self._data, self._log, self._read = config, data, log, read
         self._worker, self._num_workers = worker, num_workers
-        self._num_targets = targets_per_epoch(data, config)
+        self._num_targets = num_targets
         torch.manual_seed(config.train.seed)
         model = build_model(config.model, manifest.num_items, manifest.num_users)
         item_counts = torch.from_numpy(data.train_counts())
@@ -185,27 +191,15 @@ class Training:
 
     def _epoch(self, steps: Prefetched) -> Wish:
         """Learn from what is left of an epoch; the wish that ended it before its end, if one did."""
-        train, log = self._config.train, self._log
+        log = self._log
         log.start_epoch(self._state)
         ready = iter(steps)
         wish = Wish.NOTHING
-        while wish < Wish.LEAVE and self._state.step != train.max_steps:
-            state = self._state
-            progress = share_done(
-                train, epochs=state.epoch + state.targets_in_epoch / self._num_targets, steps=state.step
-            )
-            rate = learning_rate(train, step=state.step, progress=progress)
-            try:
-                result = self._engine.step(next(ready, []), learning_rate=rate, wish=self._own_wish())
-            except NonFiniteLoss as fault:
-                raise NonFiniteLoss(
-                    f"step {state.step + 1}, in epoch {state.epoch + 1}: {fault}. Lower train.learning_rate, or set "
-                    "train.clip_norm or a longer train.warmup_steps",
-                    fault.faults,
-                ) from None
+        while wish < Wish.LEAVE and self._state.step != self._config.train.max_steps:
+            result = self._step(next(ready, []))
             if result.targets == 0:  # every worker's data has ended
                 break
-            self._state = state.after_step(result.targets)
+            self._state = self._state.after_step(result.targets)
             log.after_step(result, self._state, steps.waited_s)
             wish = Wish(result.wish)
             if wish >= Wish.SAVE:
@@ -214,6 +208,20 @@ class Training:
         steps.close()
         log.end_epoch(self._state, steps.waited_s)
         return wish if wish >= Wish.LEAVE else Wish.NOTHING
+
+    def _step(self, batches: list[Batch]) -> StepResult:
+        """One update, at the learning rate of where training stands."""
+        train, state = self._config.train, self._state
+        epochs = state.epoch + state.targets_in_epoch / self._num_targets
+        rate = learning_rate(train, step=state.step, progress=share_done(train, epochs=epochs, steps=state.step))
+        try:
+            return self._engine.step(batches, learning_rate=rate, wish=self._own_wish())
+        except NonFiniteLoss as fault:
+            raise NonFiniteLoss(
+                f"step {state.step + 1}, in epoch {state.epoch + 1}: {fault}. Lower train.learning_rate, or set "
+                "train.clip_norm or a longer train.warmup_steps",
+                fault.faults,
+            ) from None
 
     def _own_wish(self) -> Wish:
         """What this worker wants after the step that comes."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import nest, overlay, validate
 from raysrec.config import RunConfig
+from raysrec.data.loader import targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch
 from raysrec.prepare import prepare
@@ -91,6 +92,7 @@ def start(config, place, log=None, worker=0, num_workers=1):
         Checkpoints(place),
         log,
         read_directly,
+        num_targets=targets_per_epoch(data, config),
         device=torch.device("cpu"),
         worker=worker,
         num_workers=num_workers,
