@@ -86,6 +86,7 @@ class CheckpointRecord(Section):
     """What a checkpoint consists of."""
 
     format: Literal[1] = 1
+    """Of this record; another number for what can no longer be read the same way."""
     state: TrainingState
     """Where training stood."""
     fingerprint: str
@@ -109,7 +110,9 @@ class _SignedRecord(Section):
     """A record as it lies in its file: a number of it that changed there is noticed."""
 
     sha256: str
+    """Hash of the record."""
     checkpoint: CheckpointRecord
+    """The record."""
 
 
 @dataclass(frozen=True)

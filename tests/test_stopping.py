@@ -10,7 +10,8 @@ import pytest
 from raysrec.stopping import stop_requests
 
 PROGRAM = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 from raysrec.stopping import stop_requests
 with stop_requests() as stop:
     print("ready", flush=True)

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 import ray
+from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 from test_training import start
 
@@ -37,7 +38,9 @@ def cluster():
     before = dict(os.environ)
     os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
     os.environ.setdefault("RAY_TMPDIR", f"/tmp/raysrec-{os.getpid()}")
-    os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # a local session has set it, which is of one node
+    # A local session, as other tests start it, is of one node, and says so to Ray when that is imported.
+    os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    enabled, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, True
     # A node that is gone is noticed in seconds.
     settings = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     found = Cluster(
@@ -56,6 +59,7 @@ def cluster():
     yield found
     ray.shutdown()
     found.shutdown()
+    ray_constants.ENABLE_RAY_CLUSTER = enabled
     os.environ.clear()
     os.environ.update(before)
 
