@@ -110,10 +110,7 @@ def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
         max(scores["ndcg@10"] for scores in alone.scores), abs=5e-3
     )
 
-    # Ranked again by its command, on more workers than trained it.
     again = [sys.executable, "-m", "raysrec.evaluate", str(run.path)]
-    subprocess.run([*again, "scale.workers=4"], **shown, check=True, timeout=250)
-    assert json.loads(run.metrics_file.read_text()) == record
     refused = subprocess.run([*again, "train.epochs=9"], **shown, timeout=60)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: train.epochs=9: the run is trained; only evaluate.* and scale.*")
