@@ -1,4 +1,9 @@
-"""A real Ray of several nodes on which workers die, stall and are asked to leave, and nodes go: nothing is lost."""
+"""A real Ray of several nodes on which workers die, stall and are asked to leave, and nodes go: nothing is lost.
+
+It takes minutes on two cores with nothing beside it, too long for every check:
+
+    python -m pytest tests/struck_runs.py
+"""
 
 import json
 import os
