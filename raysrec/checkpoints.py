@@ -171,18 +171,31 @@ class Checkpoints:
         signed = _SignedRecord(sha256=record.hash(), checkpoint=record)
         (self.place / f"{record.state.name}.json").write(signed.model_dump_json(indent=1) + "\n")
 
-    def newest(self) -> CheckpointRecord | None:
-        """The record of the newest checkpoint that is whole; None if there is none.
+    def last_record(self) -> CheckpointRecord | None:
+        """What the newest record that can be read says; its files may be damaged, and are not looked at."""
+        for name in self.names():
+            try:
+                return self._record(name)
+            except CorruptCheckpoint as error:
+                logger.warning("%s; passed over", error)
+        return None
+
+    @contextmanager
+    def newest(self) -> Iterator[LoadedCheckpoint | None]:
+        """The newest checkpoint that is whole, its files on this machine while the block runs; None if there is none.
 
         One whose files are not as its record says is passed over, loudly.
         """
-        for name in self.names():
-            try:
-                with self.loaded(name) as checkpoint:
-                    return checkpoint.record
-            except CorruptCheckpoint as error:
-                logger.warning("%s; going back to the checkpoint before it", error)
-        return None
+        with ExitStack() as stack:
+            for name in self.names():
+                try:
+                    found = stack.enter_context(self.loaded(name))
+                except CorruptCheckpoint as error:
+                    logger.warning("%s; going back to the checkpoint before it", error)
+                else:
+                    yield found
+                    return
+            yield None
 
     @contextmanager
     def loaded(self, name: str) -> Iterator[LoadedCheckpoint]:
@@ -193,22 +206,29 @@ class Checkpoints:
         """
         record = self._record(name)
         with ExitStack() as stack:
+            files = [stack.enter_context(self.file(saved)) for saved in record.files]
+            states = files[: len(record.states)]
+            yield LoadedCheckpoint(record, states, files[-1] if record.best else None)
 
-            def checked(saved: SavedFile) -> Path:
-                place = self.place / saved.name
-                try:
-                    file = stack.enter_context(place.at_hand())
-                    size = file.stat().st_size
-                except FileNotFoundError:
-                    raise CorruptCheckpoint(f"{place}: is missing, and checkpoint {name} needs it") from None
-                if size != saved.bytes:
-                    raise CorruptCheckpoint(f"{place}: has {size} bytes, and had {saved.bytes} when it was saved")
-                if _sha256(file) != saved.sha256:
-                    raise CorruptCheckpoint(f"{place}: its content is not what was saved")
-                return file
+    @contextmanager
+    def file(self, saved: SavedFile) -> Iterator[Path]:
+        """A file of a checkpoint on this machine, checked, while the block runs.
 
-            states = [checked(saved) for saved in record.states]
-            yield LoadedCheckpoint(record, states, checked(record.best) if record.best else None)
+        Raises:
+            CorruptCheckpoint: It is missing, or not as its record says.
+        """
+        place = self.place / saved.name
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(place.at_hand())
+                size = file.stat().st_size
+            except FileNotFoundError:
+                raise CorruptCheckpoint(f"{place}: is missing, and a checkpoint needs it") from None
+            if size != saved.bytes:
+                raise CorruptCheckpoint(f"{place}: has {size} bytes, and had {saved.bytes} when it was saved")
+            if _sha256(file) != saved.sha256:
+                raise CorruptCheckpoint(f"{place}: its content is not what was saved")
+            yield file
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest so many checkpoints, and best weights that none of these names."""

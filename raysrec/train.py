@@ -5,6 +5,7 @@ was interrupted.
 """
 
 import argparse
+import logging
 import math
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
@@ -31,6 +32,8 @@ from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import ray_session, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
 from raysrec.worker import train_worker
+
+logger = logging.getLogger(__name__)
 
 RAY_RECORDS = "ray"
 """Folder of a run in which Ray Train keeps its own records while training goes on."""
@@ -116,7 +119,7 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
     if finished := _finished(run):
         return finished
     if stop:
-        kept = Checkpoints(run.checkpoints).newest()
+        kept = Checkpoints(run.checkpoints).last_record()
         saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
         raise RunStopped(f"{run.path}: stopped by {stop.signal}, {saved}; the same command goes on")
     raise RunError(f"{run.path}: {given_up or error or 'training ended before it was finished'}") from error
@@ -125,13 +128,17 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
 def _finished(run: RunDirectory) -> tuple[TrainingState, Weights] | None:
     """How a training ended, and its best weights; None while it has not."""
     checkpoints = Checkpoints(run.checkpoints)
-    record = checkpoints.newest()
+    record = checkpoints.last_record()
     if record is None or not record.state.finished:
         return None
-    with checkpoints.loaded(record.state.name) as found:
-        if found.best is None:
-            raise RunError(f"{run.checkpoints}: {record.state.name} is finished, and has no best weights")
-        return record.state, load_file(found.best)
+    if record.best is None:
+        raise RunError(f"{run.checkpoints}: {record.state.name} is finished, and has no best weights")
+    try:
+        with checkpoints.file(record.best) as file:
+            return record.state, load_file(file)
+    except CorruptCheckpoint as error:
+        logger.warning("%s; training goes on from the checkpoint before it", error)
+        return None
 
 
 def _mailbox(name: str, scale: ScaleConfig) -> Any:

@@ -4,6 +4,7 @@ The loop sees training batches and validation scores; it has no way to see a tes
 """
 
 import time
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Any
 
@@ -302,13 +303,14 @@ class Training:
 
 def _restored(engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int) -> TrainingState:
     """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none."""
-    found = checkpoints.newest() if worker == 0 else None
-    name = everyones(found.state.name if found else "")[0]
-    if worker == 0:
-        checkpoints.remove_after(name)
-    if not name:
-        return TrainingState()
-    with checkpoints.loaded(name) as checkpoint:
+    with ExitStack() as stack:
+        found = stack.enter_context(checkpoints.newest()) if worker == 0 else None
+        name = everyones(found.record.state.name if found else "")[0]
+        if worker == 0:
+            checkpoints.remove_after(name)
+        if not name:
+            return TrainingState()
+        checkpoint = found or stack.enter_context(checkpoints.loaded(name))
         if checkpoint.record.fingerprint != fingerprint:
             raise StateMismatch(
                 f"{checkpoints.place}: was trained on data {checkpoint.record.fingerprint}, but the prepared data is "

@@ -36,13 +36,19 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "checkpoints")
 
 
+def newest(checkpoints):
+    """Where training stood at the newest whole checkpoint."""
+    with checkpoints.newest() as found:
+        return found.record.state if found else None
+
+
 def test_the_newest_is_the_one_furthest_on(checkpoints):
-    assert checkpoints.newest() is None
+    assert newest(checkpoints) is None
     save(checkpoints, 5)
     save(checkpoints, 10)
-    assert checkpoints.newest().state.step == 10
+    assert newest(checkpoints).step == 10
     save(checkpoints, 10, epoch=1)  # the same step, after its epoch was judged
-    assert checkpoints.newest().state.epoch == 1
+    assert newest(checkpoints).epoch == 1
     assert checkpoints.names() == [
         "step-00000010-epoch-00001", "step-00000010-epoch-00000", "step-00000005-epoch-00000",
     ]  # fmt: skip
@@ -83,7 +89,8 @@ def test_a_damaged_one_is_passed_over_loudly(checkpoints, file, damage, caplog):
     save(checkpoints, 5, best=1)
     save(checkpoints, 10, best=2)
     DAMAGE[damage](checkpoints.place.local / file)
-    assert checkpoints.newest().state.step == 5
+    assert newest(checkpoints).step == 5
+    assert checkpoints.last_record().state.step == (5 if file.endswith(".json") else 10)
     if not (damage == "gone" and file.endswith(".json")):  # then it never was one
         assert file in caplog.text
         assert "going back to the checkpoint before it" in caplog.text
@@ -178,8 +185,8 @@ def test_killed_at_any_moment_a_whole_one_is_left(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         said = max([said, *(int(line) for line in process.stdout.read().splitlines() if line.isdigit())])
         process.wait()
-        newest = checkpoints.newest()
-        assert newest.state.step in (said, said + 1)
-        checkpoints.remove_after(newest.state.name)
-        step = newest.state.step
+        found = newest(checkpoints)
+        assert found.step in (said, said + 1)
+        checkpoints.remove_after(found.name)
+        step = found.step
     assert step > 12

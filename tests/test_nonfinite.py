@@ -85,6 +85,7 @@ def test_one_worker_says_where_a_loss_is_nan():
 def test_every_worker_hears_what_happened_in_one_of_them(tmp_path):
     jobs = {name: Faulty(config) for name, config in engines().items()}
     jobs |= {f"{name}_gradient": Faulty(config, "gradient") for name, config in engines().items()}
+    jobs |= {f"{name}_unclipped_gradient": Faulty(one, "gradient") for name, one in engines(clip_norm=0.0).items()}
     for name, (first, second) in on_workers(2, tmp_path, jobs).items():
         assert first["message"] == second["message"], name
         assert first["unchanged"], name

@@ -98,7 +98,7 @@ def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
     assert 0 < starts[1]["step"] < starts[2]["step"]
 
     alone = start(validate(overlay(settings, {"engine": {"name": "torch"}})), tmp_path / "alone")
-    with Checkpoints(tmp_path / "alone").loaded(Checkpoints(tmp_path / "alone").names()[0]) as found:
+    with Checkpoints(tmp_path / "alone").newest() as found:
         best = load_file(found.best)
     ours = load_file(run.model_directory.local / "weights.safetensors")
     for name, value in best.items():

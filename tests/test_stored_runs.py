@@ -164,4 +164,4 @@ def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, prox
         assert "the store failed, 3 times; run this again when it is well" in last
         proxy.faults.clear()
     # What failed to be saved is no checkpoint, and nothing is left that looks like one.
-    assert Checkpoints(f"{s3}/runs/synthetic-recgrela/checkpoints").newest() is None
+    assert Checkpoints(f"{s3}/runs/synthetic-recgrela/checkpoints").last_record() is None

@@ -121,11 +121,9 @@ def _member(worker, num_workers, config_json, place, dies_after):
 
 def end_of(place):
     """All that a finished training has left: the state of its end, its best weights, and what its workers saved."""
-    checkpoints = Checkpoints(place)
-    record = checkpoints.newest()
-    assert record.state.finished
-    with checkpoints.loaded(record.state.name) as found:
-        return record.state, load_file(found.best), [load_file(file) for file in found.states]
+    with Checkpoints(place).newest() as found:
+        assert found.record.state.finished
+        return found.record.state, load_file(found.best), [load_file(file) for file in found.states]
 
 
 UNTIMED = {"elapsed_s": 0.0, "best_elapsed_s": 0.0}
@@ -267,6 +265,8 @@ def test_it_goes_on_on_another_number_of_workers(folder, undisturbed, engine, be
     assert losses.keys() == log.losses.keys()
     assert losses == pytest.approx(log.losses, rel=1e-5)
     assert_close(place, whole)
+    if before == after:
+        assert losses == pytest.approx(start_together(config, Path(f"{place}-whole"), before), rel=1e-6)
 
 
 def test_an_earlier_start_that_still_runs_writes_nothing_any_more(folder):
@@ -275,7 +275,7 @@ def test_an_earlier_start_that_still_runs_writes_nothing_any_more(folder):
     log.after_validation = lambda state, scores: Checkpoints(place).claim("another") if state.epoch == 2 else None
     with pytest.raises(Superseded, match="another start of this training has taken over"):
         start(configure(folder), place, log)
-    assert Checkpoints(place).newest().state.epoch == 1
+    assert Checkpoints(place).last_record().state.epoch == 1
 
 
 def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):

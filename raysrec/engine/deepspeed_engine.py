@@ -62,11 +62,11 @@ class DeepSpeedEngine:
         loss = sum_over_workers(sum(losses, 0.0))
         if not math.isfinite(loss):
             raise self._explained("the loss is not finite", batches, losses, seen)
-        if self._stage == 0 and self._clip_norm and not self._norm().isfinite():
+        if self._stage == 0 and not self._norm().isfinite():  # ZeRO always looks at it
             raise self._explained(GRADIENT, batches, losses, seen)
         self._copies.wait()
         self._engine.step()
-        if not self._engine.was_step_applied():  # ZeRO always looks at the norm
+        if not self._engine.was_step_applied():
             raise self._explained(GRADIENT, batches, losses, seen)
         return replace(seen, loss=loss)
 

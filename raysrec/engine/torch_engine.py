@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from raysrec.config import RunConfig
 from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
@@ -49,10 +50,12 @@ class TorchEngine:
         loss = sum_over_workers(sum(losses, 0.0))
         if not math.isfinite(loss):
             raise self._explained("the loss is not finite", batches, losses, seen)
+        parameters = list(self._objective.parameters())
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if not norm.isfinite():
+            raise self._explained("the gradient is not finite although the loss is", batches, losses, seen)
         if self._clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), self._clip_norm)
-            if not norm.isfinite():
-                raise self._explained("the gradient is not finite although the loss is", batches, losses, seen)
+            clip_grads_with_norm_(parameters, self._clip_norm, norm)
         set_learning_rate(self._optimizers, learning_rate)
         self._copies.wait()
         for optimizer in self._optimizers:
