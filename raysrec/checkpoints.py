@@ -44,8 +44,13 @@ class TrainingState(Section):
     """Epoch after which it was reached, counted from 1."""
     best_elapsed_s: float = 0.0
     """Seconds of training until then, validation included."""
+    best_cpu_s: float = 0.0
+    """Seconds of processor time of the first worker until then."""
     elapsed_s: float = 0.0
     """Seconds of training, over all restarts."""
+    cpu_s: float = 0.0
+    """Seconds of processor time that the first worker has had, over all restarts: on a machine that others use, too,
+    the fairer measure."""
     worse_in_a_row: CountOrZero = 0
     """Validations since the best."""
     finished: bool = False
@@ -85,7 +90,7 @@ class SavedFile(Section):
 class CheckpointRecord(Section):
     """What a checkpoint consists of."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Of this record; another number for what can no longer be read the same way."""
     state: TrainingState
     """Where training stood."""

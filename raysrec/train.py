@@ -90,6 +90,8 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
                 "best_epoch": state.best_epoch,
                 "seconds": state.elapsed_s,
                 "seconds_to_best": state.best_elapsed_s,
+                "cpu_seconds": state.cpu_s,
+                "cpu_seconds_to_best": state.best_cpu_s,
                 "restarts": run.restarts(),
             },
             "splits": splits,

@@ -153,8 +153,9 @@ class Training:
         if worker == 0:
             checkpoints.claim(owner)
         self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
-        self._begun = self._saved = self._released = time.monotonic()
-        self._elapsed_before_s = self._state.elapsed_s
+        self._saved = self._released = time.monotonic()
+        self._elapsed_since = time.monotonic() - self._state.elapsed_s
+        self._cpu_since = time.process_time() - self._state.cpu_s
         log.started(self._state, num_workers)
         log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
         log.note(f"loss  {loss.config.name}: {loss.reason}")
@@ -248,7 +249,7 @@ class Training:
         if is_last or self._state.epoch % config.train.validate_every == 0:
             self._replica.load_state_dict(self._engine.weights())
             scores = self._validate()
-        self._state = _judged(self._state, config, scores, self._elapsed_s())
+        self._state = _judged(self._timed(), config, scores)
         if scores is not None:
             self._log.after_validation(self._state, scores)
             if self._state.best_epoch == self._state.epoch and self._worker == 0:
@@ -279,7 +280,7 @@ class Training:
         return sums.means()
 
     def _save(self) -> None:
-        self._state = self._state.model_copy(update={"elapsed_s": self._elapsed_s()})
+        self._state = self._timed()
         self._saver.begin(self._state, self._engine.snapshot)
         self._saved = time.monotonic()
 
@@ -292,8 +293,10 @@ class Training:
         if saved is not None and saved.problem:
             raise RuntimeError(f"training is finished but cannot be saved: {saved.problem}")
 
-    def _elapsed_s(self) -> float:
-        return self._elapsed_before_s + time.monotonic() - self._begun
+    def _timed(self) -> TrainingState:
+        """The state, with the time that it has taken until now."""
+        elapsed_s, cpu_s = time.monotonic() - self._elapsed_since, time.process_time() - self._cpu_since
+        return self._state.model_copy(update={"elapsed_s": elapsed_s, "cpu_s": cpu_s})
 
     def _release_memory(self) -> None:
         if time.monotonic() > self._released + RELEASE_EVERY_S:
@@ -326,16 +329,19 @@ def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
     return epoch == config.train.epochs or step == config.train.max_steps
 
 
-def _judged(
-    state: TrainingState, config: RunConfig, scores: dict[str, float] | None, elapsed_s: float
-) -> TrainingState:
+def _judged(state: TrainingState, config: RunConfig, scores: dict[str, float] | None) -> TrainingState:
     """The state after an epoch: perhaps a new best, perhaps the end."""
     best: dict[str, Any] = {}
     worse = state.worse_in_a_row
     if scores is not None and scores[config.evaluate.metric] > state.best_score:
-        best = {"best_score": scores[config.evaluate.metric], "best_epoch": state.epoch, "best_elapsed_s": elapsed_s}
+        best = {
+            "best_score": scores[config.evaluate.metric],
+            "best_epoch": state.epoch,
+            "best_elapsed_s": state.elapsed_s,
+            "best_cpu_s": state.cpu_s,
+        }
         worse = 0
     elif scores is not None:
         worse += 1
     ends = _is_last(config, state.epoch, state.step) or worse >= config.train.patience
-    return state.model_copy(update={"elapsed_s": elapsed_s, "worse_in_a_row": worse, "finished": ends, **best})
+    return state.model_copy(update={"worse_in_a_row": worse, "finished": ends, **best})

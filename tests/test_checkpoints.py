@@ -102,7 +102,7 @@ def test_a_damaged_one_is_passed_over_loudly(checkpoints, file, damage, caplog):
         {"states": [{"name": "../../../etc/passwd", "bytes": 1, "sha256": "0" * 64}]},
         {"states": [{"name": "/etc/passwd", "bytes": 1, "sha256": "0" * 64}]},
         {"states": [{"name": "s3://other/x.safetensors", "bytes": 1, "sha256": "0" * 64}]},
-        {"format": 2},
+        {"format": 1},
         {"states": "all"},
         {"state": {"step": 5, "worse_in_a_row": -1}},
     ],

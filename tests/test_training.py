@@ -126,7 +126,7 @@ def end_of(place):
         return found.record.state, load_file(found.best), [load_file(file) for file in found.states]
 
 
-UNTIMED = {"elapsed_s": 0.0, "best_elapsed_s": 0.0}
+UNTIMED = {"elapsed_s": 0.0, "best_elapsed_s": 0.0, "cpu_s": 0.0, "best_cpu_s": 0.0}
 
 
 def assert_equal(place, other):

@@ -12,8 +12,12 @@ def run_through(config, scores):
     states = [TrainingState()]
     for epoch, score in enumerate(scores, start=1):
         seen = None if score is None else {"ndcg@10": score}
-        begun = states[-1].after_epoch().model_copy(update={"step": 10 * epoch})
-        states.append(_judged(begun, config, seen, float(epoch)))
+        begun = (
+            states[-1]
+            .after_epoch()
+            .model_copy(update={"step": 10 * epoch, "elapsed_s": 1.0 * epoch, "cpu_s": 0.5 * epoch})
+        )
+        states.append(_judged(begun, config, seen))
     return states[1:]
 
 
@@ -21,7 +25,7 @@ def test_the_best_epoch_is_the_first_with_the_highest_score():
     states = run_through(configure(epochs=9, patience=5), [0.1, 0.3, 0.2, 0.3])
     assert [state.best_epoch for state in states] == [1, 2, 2, 2]
     assert states[-1].best_score == 0.3
-    assert states[-1].best_elapsed_s == 2.0
+    assert (states[-1].best_elapsed_s, states[-1].best_cpu_s) == (2.0, 1.0)
     assert states[-1].step == 40
 
 
