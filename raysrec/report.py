@@ -1,7 +1,6 @@
 """One table of any number of runs, with the popularity baseline beside every result."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -65,8 +64,7 @@ def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple
 
 
 def _record(path: AnyPath) -> Record | None:
-    run = RunDirectory.open(path)
-    return json.loads(run.metrics_file.read_text()) if run.metrics_file.is_file() else None
+    return RunDirectory.open(path).metrics()
 
 
 def _ranked_on(record: Record) -> str:

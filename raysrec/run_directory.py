@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from raysrec.command_line import differences
@@ -36,6 +36,7 @@ from raysrec.config import RunConfig
 from raysrec.errors import LastingError
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
+from raysrec.tensor_file import save_tensors
 
 FREE = ("scale.", "checkpoint.", "data.prepared")
 """Settings that change no number, and may be others when a run goes on."""
@@ -124,7 +125,7 @@ class RunDirectory:
         """
         provenance = self.path / "provenance.json"
         if provenance.is_file():
-            begun_on = json.loads(provenance.read_text())["data_fingerprint"]
+            begun_on = _parsed(provenance).get("data_fingerprint")
             if begun_on != fingerprint:
                 raise RunError(
                     f"{self.path} was begun on data {begun_on}, but the source now gives {fingerprint}; restore the "
@@ -145,6 +146,14 @@ class RunDirectory:
         }
         save_weights(weights, self.model_directory / "weights.safetensors")
         (self.model_directory / "model.json").write(json.dumps(description, indent=2) + "\n")
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What `metrics.json` says; None while the run is not finished.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        return _parsed(self.metrics_file) if self.metrics_file.is_file() else None
 
     def save_metrics(self, record: Mapping[str, Any]) -> None:
         """Write the scores, last of all: they say that the run is finished."""
@@ -176,6 +185,17 @@ class RunDirectory:
             RunError: The run has no model yet.
         """
         return load_model(self.model_directory)
+
+
+def _parsed(file: Place) -> dict[str, Any]:
+    """What a JSON file of a run says."""
+    try:
+        found = json.loads(file.read_text())
+    except (UnicodeDecodeError, JSONDecodeError, RecursionError) as error:
+        raise RunError(f"{file}: is damaged ({error}); copy it again from where the run was made") from None
+    if not isinstance(found, dict):
+        raise RunError(f"{file}: holds {type(found).__name__}, not what a run writes there")
+    return found
 
 
 def load_model(directory: AnyPath) -> SequenceModel:
@@ -225,7 +245,7 @@ def _described(description: Any, file: Place) -> SequenceModel:
 def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write weights as safetensors; a kill leaves the old file or the new one, never half of one."""
     with Place.of(path).replacing() as temporary:
-        save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
+        save_tensors({name: value.contiguous() for name, value in weights.items()}, temporary)
 
 
 def _provenance(fingerprint: str) -> dict[str, Any]:

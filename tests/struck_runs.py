@@ -26,6 +26,7 @@ from raysrec.train import train
 pytestmark = pytest.mark.timeout(800)
 
 WAIT_S = 240
+BEGAN = time.monotonic()
 
 BASE = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 2},
@@ -108,6 +109,11 @@ class Running:
         return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+def say(text):
+    """What happens when, for `pytest -s`."""
+    print(f"{time.monotonic() - BEGAN:6.1f} s  {text}", flush=True)
+
+
 def until(condition):
     deadline = time.monotonic() + WAIT_S
     while not condition():
@@ -146,18 +152,29 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
         """Do something to a worker after a checkpoint, and wait until others have gone on beyond it."""
         step = training.until_saved_after(training.step())
         victims = training.until_workers()
+        say(f"{strike.__name__} after step {step}")
         strike(victims[-1])
         training.until_saved_after(training.step())
         until(lambda: training.step() > step + 10)
+        say(f"gone on to step {training.step()}")
 
     def node_is_lost(process):
         lost = cluster.list_all_nodes()[-1]
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
 
-    struck(lambda process: process.send_signal(signal.SIGKILL))
-    struck(lambda process: process.send_signal(signal.SIGTERM))
-    struck(lambda process: process.send_signal(signal.SIGSTOP))
+    def killed(process):
+        process.send_signal(signal.SIGKILL)
+
+    def asked_to_leave(process):
+        process.send_signal(signal.SIGTERM)
+
+    def stalled(process):
+        process.send_signal(signal.SIGSTOP)
+
+    struck(killed)
+    struck(asked_to_leave)
+    struck(stalled)
     struck(node_is_lost)
     training.finish()
     assert training.error is None

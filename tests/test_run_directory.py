@@ -122,6 +122,16 @@ def test_metrics_say_that_a_run_is_finished(run):
     assert json.loads(run.metrics_file.read_text()) == {"splits": {}}
 
 
+@pytest.mark.parametrize("content", [b'{"cut', b"\xff\xfe", b"[]", b"", b"[" * 100_000])
+def test_files_that_are_damaged_are_named(run, content):
+    run.metrics_file.local.write_bytes(content)
+    with pytest.raises(RunError, match=r"metrics.json: "):
+        run.metrics()
+    (run.path / "provenance.json").local.write_bytes(content)
+    with pytest.raises(RunError, match=r"provenance.json: "):
+        run.start(run.config(), "fingerprint")
+
+
 def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
     path, real = tmp_path / "w.safetensors", run_directory.save_file
     save_weights({"a": torch.ones(3)}, path)

@@ -1,6 +1,8 @@
 """The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
 
+import contextlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -330,6 +332,50 @@ def test_a_save_that_fails_ends_no_training(folder, undisturbed):
     assert [bool(saved.problem) for saved in log.saved] == [True, False, False]
     assert "Not a directory" in log.saved[0].problem or "exists" in log.saved[0].problem
     assert_equal(place, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"this user may mount no disk here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+class FillsTheDisk(Log):
+    """Somebody else fills the disk after the first epoch, and makes room again after the second."""
+
+    def __init__(self, disk):
+        super().__init__()
+        self._file = disk / "somebody-elses"
+
+    def after_validation(self, state, scores):
+        if state.epoch == 1:
+            with contextlib.suppress(OSError), self._file.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        else:
+            self._file.unlink(missing_ok=True)
+
+
+def test_a_full_disk_ends_no_training_and_leaves_nothing_half_written(folder, undisturbed, small_disk):
+    whole, _ = undisturbed
+    place = small_disk / "checkpoints"
+    log = start(configure(folder), place, FillsTheDisk(small_disk))
+    assert [bool(saved.problem) for saved in log.saved] == [True, False, False]
+    assert "No space left on device" in log.saved[0].problem
+    assert_equal(place, whole)
+    named = {"owner"}
+    for name in Checkpoints(place).names():
+        with Checkpoints(place).loaded(name) as found:
+            named |= {f"{name}.json", *(file.name for file in [*found.states, found.best])}
+    assert {file.name for file in place.rglob("*") if file.is_file()} == named
 
 
 def test_what_was_trained_to_the_end_and_cannot_be_saved_is_an_error(folder):

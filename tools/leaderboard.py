@@ -9,7 +9,6 @@ model comes before any second one.
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -56,7 +55,7 @@ class Job:
     @property
     def record(self) -> dict[str, Any] | None:
         """What the finished run says of itself; None if it is not finished."""
-        return json.loads(self.run.metrics_file.read_text()) if self.run.metrics_file.is_file() else None
+        return self.run.metrics()
 
     def refuse_other_settings(self) -> None:
         """See that what stands in the run's folder is a run of this job.

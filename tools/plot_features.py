@@ -20,7 +20,6 @@ It needs matplotlib: pip install -e '.[plot]'.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -74,9 +73,9 @@ def shared_data(runs: list[RunDirectory]) -> PreparedData:
     """
     folders = set()
     for run in runs:
-        if not run.metrics_file.is_file():
+        if (record := run.metrics()) is None:
             raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
-        folders.add(str(Place.of(json.loads(run.metrics_file.read_text())["prepared"]).absolute()))
+        folders.add(str(Place.of(record["prepared"]).absolute()))
     if len(folders) > 1:
         raise RunError(f"the runs were trained on different data, {', '.join(sorted(folders))}; show one at a time")
     return PreparedData.open(folders.pop())

@@ -8,7 +8,6 @@ the scores of both are compared, and every strike is told with what it cost.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -128,9 +127,11 @@ def disturb(struck: Struck, strikes: int, rng: random.Random) -> list[list[str]]
 
 def scores(run: RunDirectory) -> dict[str, float]:
     """All means of both splits."""
-    splits = json.loads(run.metrics_file.read_text())["splits"]
+    record = run.metrics() or {}
     return {
-        f"{split} {name}": value["mean"] for split, found in splits.items() for name, value in found["model"].items()
+        f"{split} {name}": value["mean"]
+        for split, found in record["splits"].items()
+        for name, value in found["model"].items()
     }
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from raysrec.tensor_file import save_tensors
 
 FORMAT = "raysrec-state-1"
 """Written into every file; another number for what can no longer be read the same way."""
@@ -85,7 +86,7 @@ class Snapshot:
             "num_workers": str(self.num_workers),
             "tensors": json.dumps(facts),
         }
-        save_file({name: fragment.values for name, fragment in fragments.items()}, path, metadata)
+        save_tensors({name: fragment.values for name, fragment in fragments.items()}, path, metadata)
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
