@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from raysrec import run_directory
+from raysrec import run_directory, tensor_file
 from raysrec.checkpoints import TrainingState
 from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
@@ -110,7 +110,7 @@ def test_model_json_is_written_last(run, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(run_directory, "save_file", fail)
+    monkeypatch.setattr(tensor_file, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
     assert files(run.model_directory) == []
@@ -133,15 +133,15 @@ def test_files_that_are_damaged_are_named(run, content):
 
 
 def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
-    path, real = tmp_path / "w.safetensors", run_directory.save_file
+    path, real = tmp_path / "w.safetensors", tensor_file.save_file
     save_weights({"a": torch.ones(3)}, path)
 
-    def half(weights, temporary):
+    def half(weights, temporary, about):
         real(weights, temporary)
         temporary.write_bytes(temporary.read_bytes()[:10])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_directory, "save_file", half)
+    monkeypatch.setattr(tensor_file, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         save_weights({"a": torch.zeros(3)}, path)
     assert torch.equal(load_file(path)["a"], torch.ones(3))
