@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 RAY_RECORDS = "ray"
 """Folder of a run in which Ray Train keeps its own records while training goes on."""
 
+RESIZE_CHECK_S = 60.0
+"""Seconds between two looks whether there is room for more workers, where their number may change."""
+
 STOPPED = 143
 """Exit code of a run that was asked to end and can go on, as of a process that SIGTERM ended."""
 
@@ -177,7 +180,9 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
         },
         torch_config=torch_config(use_gpu=use_gpu, stalled_after_s=scale.stalled_after_s),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(scale.min_workers, scale.max_workers) if elastic else scale.max_workers, use_gpu=use_gpu
+            num_workers=(scale.min_workers, scale.max_workers) if elastic else scale.max_workers,
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
         ),
         run_config=ray.train.RunConfig(
             # Ray Train's own records, which nothing is read from: a run goes on from its own checkpoints.

@@ -14,7 +14,9 @@ import time
 import psutil
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from test_training import start
 
 from raysrec.checkpoints import Checkpoints
@@ -32,7 +34,7 @@ BASE = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 2},
     "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20},
     "train": {"epochs": 60, "batch_targets": 512, "learning_rate": 0.01, "patience": 100, "validate_every": 20},
-    "scale": {"workers": 2, "threads_per_worker": 1, "stalled_after_s": 20},
+    "scale": {"workers": 2, "threads_per_worker": 1, "stalled_after_s": 30},
     "checkpoint": {"every_steps": 5},
 }
 
@@ -104,8 +106,14 @@ class Running:
         self._thread.join(WAIT_S)
         assert not self._thread.is_alive()
 
+    def starts_after(self, count):
+        """On how many workers training went on last, if more often than so many times."""
+        starts = self.events("start")
+        return starts[-1]["workers"] if len(starts) > count else 0
+
     def events(self, kind):
-        lines = (self.run.path.local / "log.jsonl").read_text().splitlines()
+        file = self.run.path.local / "log.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
         return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
@@ -188,6 +196,38 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
     assert {event["workers"] for event in starts} == {2}
     assert len(starts) >= 5
     assert all(event["step"] > 0 for event in starts[1:])
+
+
+def test_workers_come_and_go_with_nodes(cluster, folder, undisturbed, monkeypatch):
+    monkeypatch.setattr("raysrec.train.RESIZE_CHECK_S", 2.0)
+    training = Running(configure(folder, "elastic", scale__workers={"min": 1, "max": 2}))
+
+    def until_on(workers, after):
+        until(lambda: training.starts_after(after) == workers)
+        training.until_saved_after(training.step())
+        say(f"{workers} workers have gone on to step {training.step()}")
+        return len(training.events("start"))
+
+    seen = until_on(2, 0)
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    seen = until_on(1, seen)
+    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    seen = until_on(2, seen)
+    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    drain(cluster, cluster.list_all_nodes()[-2])
+    seen = until_on(2, seen)
+    training.finish()
+    assert training.error is None
+    record = json.loads((training.run.path.local / "metrics.json").read_text())
+    assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(undisturbed, abs=1e-6)
+    assert any("about to be taken away" in event["text"] for event in training.events("failure"))
+
+
+def drain(cluster, node, within_s=60):
+    """What a cluster's autoscaler says when the machine of a node is about to be taken away."""
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    gcs = GcsClient(address=cluster.address)
+    assert gcs.drain_node(node.node_id, reason, "a spot machine", int(1000 * (time.time() + within_s)))[0]
 
 
 def test_what_would_only_happen_again_ends_the_run_and_says_why(cluster, folder):
