@@ -1,10 +1,12 @@
 """Does a run that is struck again and again end as one that never was?
 
     python tools/soak.py --strikes 20 --folder /tmp/soak
+    python tests/s3_server.py python tools/soak.py --strikes 20 --folder /tmp/soak --root s3://raysrec/soak
 
 One training is left alone. Another, of the same settings, is struck at random moments: a worker is killed, asked to
-leave or made to hang, or the command with all it started is killed, or asked to stop, and then typed again. At the end
-the scores of both are compared, and every strike is told with what it cost.
+leave or made to hang, or the command with all it started is killed, or asked to stop, and then typed again; and an S3
+server that was started beside it says nothing for a minute. At the end the scores of both are compared, and every
+strike is told with what it cost.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import overlay
+from raysrec.place import Place
 from raysrec.run_directory import RunDirectory
 
 SETTINGS = {
@@ -35,6 +38,9 @@ SETTINGS = {
 
 EQUAL_TO = 1e-6
 
+SILENT_S = 60.0
+"""For how long a store that is struck does not answer."""
+
 
 class Struck:
     """A run, the process of its command, and what may happen to them."""
@@ -42,7 +48,7 @@ class Struck:
     def __init__(self, config: Path, run: RunDirectory) -> None:
         self._command = [sys.executable, "-m", "raysrec.train", "--config", str(config)]
         self.run = run
-        self._log = (config.parent / f"{run.path.name}.log").open("a")
+        self._log = config.with_suffix(".log").open("a")
         self.type()
 
     def type(self) -> None:
@@ -83,6 +89,15 @@ class Struck:
         self._process.wait()
         self.type()
 
+    def strike_store(self, number: signal.Signals, rng: random.Random) -> None:
+        """Stop the S3 server for a minute: it takes connections and answers nothing."""
+        servers = store_servers()
+        for server in servers:
+            server.send_signal(number)
+        time.sleep(SILENT_S)
+        for server in servers:
+            server.resume()
+
     def wait(self) -> int:
         """The exit code, at the end."""
         return int(self._process.wait())
@@ -94,12 +109,18 @@ STRIKES = {
     "a worker hangs": (Struck.strike_worker, signal.SIGSTOP),
     "the command is killed": (Struck.strike_command, signal.SIGKILL),
     "the command is asked to stop": (Struck.strike_command, signal.SIGTERM),
+    "the store is silent for a minute": (Struck.strike_store, signal.SIGSTOP),
 }
 
 
-def settings_of(folder: Path, name: str) -> Path:
+def store_servers() -> list[psutil.Process]:
+    """S3 servers that were started beside this process, by the same parent."""
+    return [process for process in psutil.Process(os.getppid()).children() if process.name() == "radosgw"]
+
+
+def settings_of(folder: Path, root: str, name: str) -> Path:
     """The configuration file of a run."""
-    storage = {"storage": {"root": str(folder / "runs"), "name": name}, "data": {"prepared": str(folder / "prepared")}}
+    storage = {"storage": {"root": f"{root}/runs", "name": name}, "data": {"prepared": f"{root}/prepared"}}
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(overlay(SETTINGS, storage)))
     return file
@@ -107,7 +128,8 @@ def settings_of(folder: Path, name: str) -> Path:
 
 def disturb(struck: Struck, strikes: int, rng: random.Random) -> list[list[str]]:
     """Strike so often, each time some steps after the last; a line for each."""
-    lines = []
+    lines: list[list[str]] = []
+    possible = [(what, how) for what, how in STRIKES.items() if how[0] is not Struck.strike_store or store_servers()]
     for _ in range(strikes):
         before, wait_for = struck.step(), rng.randrange(1, 60)
         while struck.step() < before + wait_for or len(struck.workers()) < 2:
@@ -115,7 +137,7 @@ def disturb(struck: Struck, strikes: int, rng: random.Random) -> list[list[str]]
                 return lines
             time.sleep(0.1)
         time.sleep(rng.random())
-        what, (strike, number) = rng.choice(list(STRIKES.items()))
+        what, (strike, number) = rng.choice(possible)
         at, began = struck.step(), time.monotonic()
         strike(struck, number, rng)
         while struck.step() <= at and not struck.is_over:
@@ -139,12 +161,12 @@ def main(arguments: argparse.Namespace) -> int:
     """Train both, compare, and print what happened."""
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    whole, struck = (RunDirectory(folder / "runs" / name) for name in ("whole", "struck"))
-    subprocess.run(
-        [sys.executable, "-m", "raysrec.train", "--fresh", "--config", str(settings_of(folder, "whole"))], check=True
-    )
+    root = arguments.root or str(folder)
+    whole, struck = (RunDirectory(Place.of(root) / "runs" / name) for name in ("whole", "struck"))
+    config = settings_of(folder, root, "whole")
+    subprocess.run([sys.executable, "-m", "raysrec.train", "--fresh", "--config", str(config)], check=True)
     struck.path.delete()
-    running = Struck(settings_of(folder, "struck"), struck)
+    running = Struck(settings_of(folder, root, "struck"), struck)
     lines = disturb(running, arguments.strikes, random.Random(arguments.seed))  # noqa: S311  a moment is no secret
     code = running.wait()
     print(tabulate(lines, headers=["what happened", "after the checkpoint at step", "seconds until the next"]))
@@ -162,7 +184,8 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--strikes", type=int, default=20, help="how often the run is struck (default: 20)")
     found.add_argument("--seed", type=int, default=0, help="of when and how")
-    found.add_argument("--folder", type=Path, required=True, help="where both runs are kept")
+    found.add_argument("--folder", type=Path, required=True, help="where settings and logs are kept")
+    found.add_argument("--root", default="", help="path or URI where runs and data are kept; default: the folder")
     return found
 
 
