@@ -22,7 +22,7 @@ from raysrec.worker import Leaving, Training
 from raysrec.worker_log import WorkerLog
 
 SETTINGS = {
-    "data": {"synthetic": {"num_users": 203, "num_items": 40, "mean_length": 12}, "num_streams": 3},
+    "data": {"synthetic": {"num_users": 203, "num_items": 40, "mean_length": 12}, "num_streams": 4},
     "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20, "dropout": 0.2, "drop_path": 0.2},
     "train": {"epochs": 3, "batch_targets": 512, "learning_rate": 0.01, "warmup_steps": 5, "schedule": "cosine"},
     "engine": {"name": "torch"},
@@ -252,7 +252,7 @@ def test_every_supervision_goes_on_in_the_middle_of_an_epoch(folder, supervision
         ({"name": "torch"}, 2, 2),
         ({"name": "torch"}, 1, 3),
         ({"name": "deepspeed", "zero_stage": 1}, 2, 1),
-        ({"name": "deepspeed", "zero_stage": 2}, 2, 3),
+        ({"name": "deepspeed", "zero_stage": 2}, 2, 4),
         ({"name": "deepspeed", "zero_stage": 3}, 2, 2),
     ],
 )
@@ -262,7 +262,7 @@ def test_it_goes_on_on_another_number_of_workers(folder, undisturbed, engine, be
     place = folder / f"{engine['name']}-{engine.get('zero_stage')}-{before}-{after}"
     seen = start_together(config, place, before, dies_after=6)
     again = start_together(config, place, after)
-    assert min(map(int, again)) == 6  # the first epoch ended after step 5, and step 6 was not saved yet
+    assert min(map(int, again)) == 5  # saved after step 4, and step 6 was not saved yet
     losses = seen | again
     assert losses.keys() == log.losses.keys()
     assert losses == pytest.approx(log.losses, rel=1e-5)
