@@ -4,8 +4,10 @@ Tune starts trials and starts them again where their process is lost. What it wr
 goes on from its own record, and a trial from its own checkpoints.
 """
 
+import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -31,6 +33,8 @@ QUIET = {
     "TUNE_RESULT_BUFFER_LENGTH": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A Tune that is left behind when a sweep is told to end must not start a Ray of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 """Settings of Tune in the process that runs a sweep."""
 
@@ -100,6 +104,7 @@ def run_trials(
     *,
     end_early: Callable[[TrialRecord], None],
     fitted: Callable[[RunConfig], RunConfig],
+    give_up: threading.Event,
     command: Sequence[str],
 ) -> None:
     """Train all trials that the book has left; call inside `ray_session`.
@@ -109,6 +114,7 @@ def run_trials(
         prepared: Place of the data.
         end_early: Is called with a trial that is to save and end.
         fitted: Fits a trial's settings to where it is trained.
+        give_up: Is set when trials that still run are to be ended as they are.
         command: What was typed.
     """
     settings = book.sweep.settings
@@ -147,6 +153,7 @@ def run_trials(
                 storage_path=records,
                 verbose=0,
                 callbacks=[_Lost(book.lost)],
+                stop=_GiveUp(give_up.is_set),
                 failure_config=tune.FailureConfig(max_failures=book.sweep.config.scale.max_failures),
             ),
         ).fit()
@@ -188,8 +195,21 @@ class _Hear(_Unsaved, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "event" in result:
-            self._hear(trial.config["name"], result["event"])
+            self._hear(trial.config["name"], json.loads(result["event"]))
         return str(TrialScheduler.CONTINUE)
+
+
+class _GiveUp(_Unsaved, tune.Stopper):
+    """Ends all trials when there is no more time."""
+
+    def __init__(self, is_time: Callable[[], bool]) -> None:
+        self._is_time = is_time
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._is_time()
 
 
 class _Lost(_Unsaved, tune.Callback):

@@ -3,6 +3,7 @@
 A trial is a run like any other, trained by the same functions; it goes on from its own checkpoints.
 """
 
+import json
 import math
 import time
 from typing import Any
@@ -31,8 +32,6 @@ def train_trial(given: dict[str, Any]) -> None:
         given: `config` (a RunConfig as JSON), `prepared` (the place of its data), `command` (what was typed) and
             `rank` (are its test items ranked when it is trained to the end?).
     """
-    from ray import tune
-
     told_at = -math.inf
 
     def show(event: Event) -> None:
@@ -40,7 +39,7 @@ def train_trial(given: dict[str, Any]) -> None:
         if event["kind"] == "step" and time.monotonic() < told_at + TELL_EVERY_S:
             return
         told_at = time.monotonic()
-        tune.report({"event": event})
+        _tell(event)
 
     config, data = RunConfig.model_validate_json(given["config"]), PreparedData.open(given["prepared"])
     run = RunDirectory(config.run_directory)
@@ -51,7 +50,14 @@ def train_trial(given: dict[str, Any]) -> None:
         raise
     except (ValueError, OSError) as error:
         end = {"state": "failed", "why": str(error)}
-    tune.report({"event": {"kind": "end", **end, **_so_far(run)}})
+    _tell({"kind": "end", **end, **_so_far(run)})
+
+
+def _tell(event: Event) -> None:
+    from ray import tune
+
+    # As text, since Tune makes flat what is nested, and looks for numbers in it.
+    tune.report({"event": json.dumps(event)})
 
 
 def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, given: dict[str, Any]) -> Event:

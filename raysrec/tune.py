@@ -13,7 +13,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -39,6 +39,10 @@ from raysrec.train import STOPPED, ask_to_stop, best_so_far, rank, refuse_idle_w
 
 ASK_AGAIN_S = 1.0
 """Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
+
+
+GIVE_UP_S = 15.0
+"""Seconds in which Tune must end when no trial is left."""
 
 
 class SweepStopped(SweepError):
@@ -107,14 +111,17 @@ def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> N
     from raysrec.ray_tune import run_trials
 
     sweep = book.sweep
-    run = partial(
-        run_trials,
-        book,
-        str(data.directory.absolute()),
-        end_early=lambda trial: ask_to_stop(sweep.directory.run(trial), "the sweep's scheduler"),
-        fitted=partial(_beside_others, sweep.settings),
-        command=command,
-    )
+
+    def run(give_up: threading.Event) -> None:
+        run_trials(
+            book,
+            str(data.directory.absolute()),
+            end_early=lambda trial: ask_to_stop(sweep.directory.run(trial), "the sweep's scheduler"),
+            fitted=partial(_beside_others, sweep.settings),
+            give_up=give_up,
+            command=command,
+        )
+
     with sweep_shown(book), stop_requests() as stop:
         error = _in_a_thread(run, book, stop)
     if stop:
@@ -123,13 +130,14 @@ def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> N
         raise error
 
 
-def _in_a_thread(run: partial[None], book: TrialBook, stop: StopRequest) -> BaseException | None:
+def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: StopRequest) -> BaseException | None:
     """Run until all trials have ended, or until those that run have saved because it was asked to stop."""
     errors: list[BaseException] = []
+    give_up = threading.Event()
 
     def guarded() -> None:
         try:
-            run()
+            run(give_up)
         except BaseException as error:
             errors.append(error)
 
@@ -152,6 +160,8 @@ def _in_a_thread(run: partial[None], book: TrialBook, stop: StopRequest) -> Base
             for trial in book.running:
                 ask_to_stop(directory.run(trial), stop.signal)
     book.interrupt(book.running)
+    give_up.set()
+    thread.join(GIVE_UP_S)
     return errors[0] if errors else None
 
 

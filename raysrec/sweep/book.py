@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from raysrec.command_line import ConfigError
 from raysrec.config import RunConfig
@@ -21,6 +21,7 @@ from raysrec.sweep.record import TrialRecord
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class StoppingRule(Protocol):
     """Decides which trials are not worth training on."""
 
@@ -158,6 +159,7 @@ class TrialBook:
         if (best := event.get("best")) and best[0] not in [epoch for epoch, _, _ in curve]:
             # It was validated when the sweep had been killed.
             curve = tuple(sorted([*curve, tuple(best)]))
+            self._judge(trial.model_copy(update={"curve": curve}))
         trial = self._put(
             trial,
             state=state,

@@ -1,15 +1,16 @@
 """Which parameters the next trial has: drawn beforehand, or learned from the scores of earlier ones."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from raysrec.sweep.config import Parameters, SweepConfig, SweepError
 from raysrec.sweep.record import TrialRecord
-from raysrec.sweep.sampler import DIGITS, Sampler
+from raysrec.sweep.sampler import Sampler, rounded
 
 
+@runtime_checkable
 class Proposals(Protocol):
     """Where parameters come from."""
 
@@ -96,7 +97,7 @@ class LearnedProposals:
         if sampler.kind == "choice":
             return sampler.values[value]
         low, high = sampler.values
-        return min(high, max(low, float(f"{value:.{DIGITS}g}"))) if isinstance(value, float) else value
+        return rounded(value, float(low), float(high)) if isinstance(value, float) else value
 
 
 def refuse_missing_optuna() -> None:

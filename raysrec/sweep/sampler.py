@@ -59,7 +59,8 @@ class Sampler(Section):
         if self.kind in ("grid", "choice"):
             if not self.values:
                 raise ValueError(f"{self.kind}: [] is empty; name at least one value")
-            twice = [value for i, value in enumerate(self.values) if value in self.values[:i]]
+            spelled = [repr(value) for value in self.values]  # 1 and True are equal
+            twice = [value for i, value in enumerate(self.values) if spelled[i] in spelled[:i]]
             if twice:
                 raise ValueError(f"{self.kind}: names {twice[0]!r} twice; name it once")
             return self
@@ -89,7 +90,7 @@ class Sampler(Section):
         return self.values
 
     @property
-    def num_values(self) -> float:
+    def num_values(self) -> int | float:
         """How many different values there are; infinity for real numbers."""
         if self.kind in ("grid", "choice"):
             return len(self.values)
@@ -108,15 +109,16 @@ class Sampler(Section):
         if self.kind == "integer":
             return int(random.integers(low, high, endpoint=True))
         if self.kind == "uniform":
-            return _rounded(random.uniform(low, high), low, high)
+            return rounded(random.uniform(low, high), float(low), float(high))
         if self.kind == "log_uniform":
-            return _rounded(math.exp(random.uniform(math.log(low), math.log(high))), low, high)
+            return rounded(math.exp(random.uniform(math.log(low), math.log(high))), float(low), float(high))
         # Half a step below the lowest to half a step above the highest, so that both ends are drawn as the others.
         drawn = math.exp(random.uniform(math.log(low - 0.5), math.log(high + 0.5)))
         return min(high, max(low, round(drawn)))
 
 
-def _rounded(value: float, low: float, high: float) -> float:
+def rounded(value: float, low: float, high: float) -> float:
+    """A drawn number as it is used: with few digits, and still within its range."""
     return float(min(high, max(low, float(f"{value:.{DIGITS}g}"))))
 
 
