@@ -162,8 +162,8 @@ def test_layers_lie_over_each_other_in_the_order_they_are_told(file):
 @pytest.mark.parametrize(
     ("content", "overrides", "says"),
     [
-        ({"space": {"model.droput": {"grid": [0.1]}}}, [], r"search.yaml: space.model.droput at 0.1: model.droput is not "
-         r"a known key; did you mean model.dropout\?"),
+        ({"space": {"model.droput": {"grid": [0.1]}}}, [], r"search.yaml: space.model.droput at 0.1: model.droput is "
+         r"not a known key; did you mean model.dropout\?"),
         ({"space": {"model.num_heads": {"grid": [4, 5]}}}, [], r"space.model.num_heads at 5: model.dim=64 does not"),
         ({"space": {"model.dropout": {"uniform": [0.1, 1.5]}}, "num_samples": 1}, [], r"at 1.5: model.dropout=1.5"),
         ({"space": {"model.num_blocks": {"uniform": [1, 6]}}, "num_samples": 2}, [], "valid integer"),

@@ -49,7 +49,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_tria
         return len(trials) > number and trials[number].state == "running" and trials[number].epoch >= epoch
 
     process = subprocess.Popen(command, **shown)
-    until(lambda: reaches(0, 1), process)
+    until(lambda: reaches(0, 1), process, within_s=400)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 143, said
