@@ -70,10 +70,10 @@ def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, 
     wait_for_room(config.scale.model_copy(update={"wait_s": math.inf}), say=lambda _: None)
     try:
         state = learn(run, data, config, show=show)
-    except RunStopped as stopped:
+    except RunStopped:
         if found := best_so_far(run):
             run.save_model(config, data.manifest.num_items, found[1], num_users=data.manifest.num_users)
-        return {"state": "stopped", "why": str(stopped)}
+        return {"state": "stopped"}
     if given["rank"]:
         rank(run, data, config, state)
     return {"state": "finished"}

@@ -134,7 +134,7 @@ class TrialBook:
     def interrupt(self, trials: Sequence[TrialRecord]) -> None:
         """These trials are left as they are, and go on another time."""
         for trial in trials:
-            self.heard(trial.name, {"kind": "end", "state": "stopped", "why": "the sweep was asked to end"})
+            self.heard(trial.name, {"kind": "end", "state": "stopped"})
 
     def _next(self) -> TrialRecord | None:
         if self._unfinished:
@@ -153,9 +153,11 @@ class TrialBook:
 
     def _end(self, trial: TrialRecord, event: Event) -> TrialRecord:
         self._live.pop(trial.name, None)
-        state, curve = event["state"], trial.curve
-        if state == "stopped" and trial.name not in self._ended_early:
-            state = "interrupted"
+        state, why, curve = event["state"], event.get("why", ""), trial.curve
+        if state == "stopped" and trial.name in self._ended_early:
+            why = f"ended early by {self.sweep.settings.scheduler.name}, after epoch {trial.epoch}"
+        elif state == "stopped":
+            state, why = "interrupted", "the sweep was asked to end"
         if (best := event.get("best")) and best[0] not in [epoch for epoch, _, _ in curve]:
             # It was validated when the sweep had been killed.
             curve = tuple(sorted([*curve, tuple(best)]))
@@ -163,7 +165,7 @@ class TrialBook:
         trial = self._put(
             trial,
             state=state,
-            why=event.get("why", ""),
+            why=why,
             curve=curve,
             seconds=event.get("seconds", trial.seconds),
             ended_at=now(),
