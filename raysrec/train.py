@@ -21,9 +21,8 @@ from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
-from raysrec.evaluate import evaluate
+from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
-from raysrec.objective import choose_loss
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
@@ -58,12 +57,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     """
     refuse_idle_workers(config)
     run = RunDirectory(config.run_directory)
-    data = prepare(config.data, scale=config.scale)
-    if not data.manifest.num_targets:
-        raise RunError(
-            f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "
-            "nothing is left to learn from"
-        )
+    data = prepare_to_learn(config)
     if fresh and run.path.exists():
         RunDirectory.open(run.path).path.delete()
     _refuse_other_config(run, config)
@@ -76,6 +70,21 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         rank(run, data, config, learn(run, data, config))
     return run
+
+
+def prepare_to_learn(config: RunConfig) -> PreparedData:
+    """The prepared data of a run.
+
+    Raises:
+        RunError: There is nothing in it to learn from.
+    """
+    data = prepare(config.data, scale=config.scale)
+    if not data.manifest.num_targets:
+        raise RunError(
+            f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "
+            "nothing is left to learn from"
+        )
+    return data
 
 
 def learn(
@@ -98,35 +107,6 @@ def learn(
     state, weights = _train_on_workers(run, data, config, show)
     run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
     return state
-
-
-def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
-    """Rank the held-out items by the best weights and write the scores, with which the run is finished."""
-    use_gpu = wants_gpu(config.scale)
-    splits = evaluate(run, data, config)
-    run.save_metrics(
-        {
-            "data": config.data.name,
-            "model": config.model.name,
-            "prepared": str(data.directory.absolute()),
-            "split": data.manifest.split.model_dump(mode="json"),
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "training": {
-                "supervision": config.train.supervision,
-                "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
-                "workers": config.scale.max_workers,
-                "epochs": state.epoch,
-                "steps": state.step,
-                "best_epoch": state.best_epoch,
-                "seconds": state.elapsed_s,
-                "seconds_to_best": state.best_elapsed_s,
-                "cpu_seconds": state.cpu_s,
-                "cpu_seconds_to_best": state.best_cpu_s,
-                "restarts": run.restarts(),
-            },
-            "splits": splits,
-        }
-    )
 
 
 def best_so_far(run: RunDirectory) -> tuple[TrainingState, Weights] | None:

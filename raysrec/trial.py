@@ -10,13 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raysrec.checkpoints import Checkpoints
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
+from raysrec.evaluate import rank
 from raysrec.mailbox import Event
 from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import ray_session
-from raysrec.train import best_so_far, is_trained_now, learn, rank
+from raysrec.train import best_so_far, is_trained_now, learn
 
 TELL_EVERY_S = 2.0
 """Seconds between two step events that the sweep is told."""
@@ -87,9 +89,9 @@ def _wait_for_the_last_one(run: RunDirectory) -> None:
 
 def _so_far(run: RunDirectory) -> Event:
     """What the last checkpoint says of the whole training; nothing before the first validation."""
-    found = best_so_far(run)
-    if found is None:
+    record = Checkpoints(run.checkpoints).last_record()
+    if record is None or not record.state.best_epoch:
         return {}
-    state = found[0]
+    state = record.state
     best = [state.best_epoch, state.best_score, state.best_elapsed_s]
     return {"best": best, "seconds": state.elapsed_s}

@@ -20,11 +20,13 @@ from functools import partial
 import yaml
 from tabulate import tabulate
 
+from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import config_parser, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
+from raysrec.evaluate import rank
 from raysrec.plan import plan
-from raysrec.prepare import find_prepared, prepare
+from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
 from raysrec.resources import wait_for_room
 from raysrec.runtime import SPARE_CPUS, in_cluster, ray_session, threads_per_worker, wants_gpu
@@ -35,7 +37,7 @@ from raysrec.sweep.importance import parameter_importance
 from raysrec.sweep.loading import Sweep, load_sweep
 from raysrec.sweep.record import SweepDirectory, TrialRecord
 from raysrec.sweep_table import best_trial, final_table, in_words, sweep_shown
-from raysrec.train import STOPPED, ask_to_stop, best_so_far, rank, refuse_idle_workers
+from raysrec.train import STOPPED, ask_to_stop, prepare_to_learn, refuse_idle_workers
 
 ASK_AGAIN_S = 1.0
 """Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
@@ -63,7 +65,7 @@ def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> S
     """
     config, directory = sweep.config, sweep.directory
     refuse_idle_workers(config)
-    data = prepare(config.data, scale=config.scale)
+    data = prepare_to_learn(config)
     _make_room(directory, fresh=fresh)
     directory.begin(sweep.settings, config, data.manifest.fingerprint)
     if not _is_finished(sweep):
@@ -197,9 +199,9 @@ def _rank_best(sweep: Sweep, data: PreparedData) -> None:
     if best is None:
         return
     run = directory.run(best)
-    found = best_so_far(run)
-    if found is not None:
-        rank(run, data, sweep.config_of(best.name, best.parameters), found[0])
+    record = Checkpoints(run.checkpoints).last_record()
+    if record is not None:
+        rank(run, data, sweep.config_of(best.name, best.parameters), record.state)
 
 
 def _make_room(directory: SweepDirectory, *, fresh: bool) -> None:
