@@ -216,7 +216,7 @@ def print_sweep(directory: SweepDirectory) -> None:
     settings, trials = directory.settings, directory.trials
     print(final_table(settings, trials))
     if shares := parameter_importance(trials):
-        print("\nexplains of the differences  " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+        print("\nimportance  " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
     if (best := best_trial(trials)) is None:
         return
     print(f"\nbest  {best.name}: {in_words(best)}")

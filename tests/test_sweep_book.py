@@ -1,5 +1,7 @@
 """Where trials stand: which is next, which end early, and what a sweep that was killed goes on from."""
 
+import sys
+
 import pytest
 import yaml
 from sweeps import lines, make_sweep, validation
@@ -181,6 +183,25 @@ def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path):
     (tmp_path / "trials.jsonl").write_text("{")
     with pytest.raises(SweepError, match=r"trials\.jsonl: is no record of trials"):
         SweepDirectory.open(tmp_path).trials  # noqa: B018
+
+
+@pytest.mark.s3
+def test_a_sweep_is_kept_in_a_store_as_it_is_here(tmp_path, s3):
+    sweep = make_sweep(tmp_path, BLOCKS, f"storage.root={s3}/runs")
+    sweep.directory.begin(sweep.settings, sweep.config, "0123")
+    book = open_book(sweep)
+    book.begin_next()
+    train(book, "trial-000", [0.1, 0.2])
+    found = SweepDirectory.open(f"{s3}/runs/sweep")
+    assert found.trials == book.trials
+    assert found.settings == sweep.settings
+    assert open_book(sweep).begin_next()[1].run_directory.uri == f"{s3}/runs/sweep/trials/trial-001"
+
+
+def test_optuna_that_is_not_there_is_said_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SweepError, match=r"search=optuna needs Optuna, which is not installed; pip install 'raysrec"):
+        make_sweep(tmp_path, RATES, num_samples=4, search="optuna")
 
 
 def test_optuna_learns_from_what_was_trained_and_proposes_the_same_after_a_restart(tmp_path):

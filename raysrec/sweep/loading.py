@@ -13,6 +13,7 @@ from raysrec.command_line import ConfigError, nest, overlay, read, validate
 from raysrec.config import RunConfig
 from raysrec.place import AnyPath, Place
 from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, SweepError
+from raysrec.sweep.proposals import refuse_missing_optuna
 from raysrec.sweep.record import SweepDirectory
 
 OWN = "sweep."
@@ -83,6 +84,8 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
     own = [override.removeprefix(OWN) for override in overrides if override.startswith(OWN)]
     others = [override for override in overrides if not override.startswith(OWN)]
     settings = _settings(file, own)
+    if settings.search == "optuna":
+        refuse_missing_optuna()
     _refuse_set_and_swept(file, settings, others)
     base = read(configs, others, between=settings.config)
     metric = _metric(file, settings, validate(base))
