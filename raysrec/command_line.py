@@ -36,12 +36,30 @@ def load(paths: Sequence[AnyPath], overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: A file is missing or no YAML, a key is unknown, a value is wrong, or a combination impossible.
     """
+    return validate(read(paths, overrides))
+
+
+def read(
+    paths: Sequence[AnyPath], overrides: Sequence[str] = (), *, option: str = "--config", between: Any = None
+) -> dict[str, Any]:
+    """The nested settings that `load` checks.
+
+    Args:
+        paths: YAML files; a later one wins key by key.
+        overrides: `section.key=value`, the value read as YAML.
+        option: Which one named the files, for messages.
+        between: Nested settings that lie over the files and under the overrides.
+
+    Raises:
+        ConfigError: A file is missing or no YAML, or an override is none.
+    """
     settings: dict[str, Any] = {}
     for path in paths:
-        settings = overlay(settings, _read_yaml(Path(path)))
+        settings = overlay(settings, _read_yaml(Path(path), option))
+    settings = overlay(settings, between or {})
     for override in overrides:
         settings = overlay(settings, _read_override(override))
-    return validate(settings)
+    return settings
 
 
 def validate(settings: Mapping[str, Any]) -> RunConfig:
@@ -131,23 +149,23 @@ def _describe(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield f"  {prefix}{name} ({shown})\n      {' '.join((field.description or '').split())}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, option: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         raise ConfigError(
-            f"--config {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")
+            f"{option} {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")
         ) from None
     except IsADirectoryError:
-        raise ConfigError(f"--config {path}: is a folder; name a YAML file in it") from None
+        raise ConfigError(f"{option} {path}: is a folder; name a YAML file in it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{option} {path}: is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"--config {path}: holds a {type(content).__name__}, expected sections such as data: and model:"
+            f"{option} {path}: holds a {type(content).__name__}, expected sections such as data: and model:"
         )
     return content
 

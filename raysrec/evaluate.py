@@ -6,7 +6,6 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 
 import argparse
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData, RowGroup
+from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.loader import held_out
 from raysrec.data.order import share_of_worker
 from raysrec.data.reading import Reader, read_directly
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
+from raysrec.objective import choose_loss
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session, threads_per_worker
+from raysrec.runtime import ray_session, threads_per_worker, wants_gpu
 
 COVERAGE_K = 10
 """Length of the lists whose distinct items are counted as coverage."""
@@ -68,6 +70,35 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
     }
     run.save_ranks(ranks)
     return metrics
+
+
+def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
+    """Rank the held-out items by the best weights and write the scores, with which the run is finished."""
+    use_gpu = wants_gpu(config.scale)
+    splits = evaluate(run, data, config)
+    run.save_metrics(
+        {
+            "data": config.data.name,
+            "model": config.model.name,
+            "prepared": str(data.directory.absolute()),
+            "split": data.manifest.split.model_dump(mode="json"),
+            "evaluate": config.evaluate.model_dump(mode="json"),
+            "training": {
+                "supervision": config.train.supervision,
+                "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
+                "workers": config.scale.max_workers,
+                "epochs": state.epoch,
+                "steps": state.step,
+                "best_epoch": state.best_epoch,
+                "seconds": state.elapsed_s,
+                "seconds_to_best": state.best_elapsed_s,
+                "cpu_seconds": state.cpu_s,
+                "cpu_seconds_to_best": state.best_cpu_s,
+                "restarts": run.restarts(),
+            },
+            "splits": splits,
+        }
+    )
 
 
 def validation_sums(
@@ -218,16 +249,30 @@ def main(arguments: argparse.Namespace) -> None:
     run = RunDirectory.open(arguments.run)
     with run.config_file.at_hand() as file:
         config = load([file], _only_ranking(arguments.overrides))
-    if not run.metrics_file.is_file():
-        raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
-    record = json.loads(run.metrics_file.read_text())
-    data = PreparedData.open(record["prepared"])
+    record = run.metrics()
+    trained = None if record else _trained(run)
+    data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
     with ray_session(config.scale):
         wait_for_room(config.scale, workers=1)
-        record["splits"] = evaluate(run, data, config)
-        record["evaluate"] = config.evaluate.model_dump(mode="json")
-    run.save_metrics(record)
+        if trained:
+            rank(run, data, config, trained)
+        elif record:
+            record["splits"] = evaluate(run, data, config)
+            record["evaluate"] = config.evaluate.model_dump(mode="json")
+            run.save_metrics(record)
     print_runs([run.path])
+
+
+def _trained(run: RunDirectory) -> TrainingState:
+    """How a training ended that was never ranked, as that of a sweep's trial.
+
+    Raises:
+        RunError: It has not ended.
+    """
+    record = Checkpoints(run.checkpoints).last_record()
+    if record is None or not record.state.finished:
+        raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
+    return record.state
 
 
 def _only_ranking(overrides: list[str]) -> list[str]:

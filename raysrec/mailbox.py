@@ -20,7 +20,7 @@ class Mailbox:
 
     def __init__(self, max_failures: int = 0) -> None:
         self._events: list[Event] = []
-        self._stopping = False
+        self._stop_asked_by = ""
         self._max_failures = max_failures
         self._in_a_row = 0
         self._given_up = ""
@@ -30,16 +30,20 @@ class Mailbox:
         self._events.append(event)
         if event["kind"] == "checkpoint" and "text" not in event:
             self._in_a_row = 0
-        return self._stopping
+        return bool(self._stop_asked_by)
 
     def take(self) -> list[Event]:
         """All events since the last call; called by the driver."""
         events, self._events = self._events, []
         return events
 
-    def stop(self) -> None:
-        """Ask the workers to save and stop; called by the driver."""
-        self._stopping = True
+    def stop(self, asked_by: str) -> None:
+        """Ask the workers to save and stop; called by the driver, or by who knows the run's name."""
+        self._stop_asked_by = asked_by
+
+    def stop_asked_by(self) -> str:
+        """Who wants the training to stop; empty if nobody does."""
+        return self._stop_asked_by
 
     def failed(self, why: str, *, expected: bool = False) -> None:
         """The workers ended before training was finished; Ray starts them again.

@@ -33,18 +33,24 @@ PLAIN_EVERY_S = 15.0
 
 
 @contextmanager
-def shown(mailbox: Any, directory: AnyPath) -> Iterator[None]:
-    """While the block runs, show and record what arrives in the mailbox (an actor's handle)."""
+def shown(mailbox: Any, directory: AnyPath, show: Callable[[Event], None] | None = None) -> Iterator[None]:
+    """While the block runs, show and record what arrives in the mailbox.
+
+    Args:
+        mailbox: An actor's handle.
+        directory: Of the run.
+        show: Is given each event, in place of a bar or of lines.
+    """
     import ray
     from ray.exceptions import RayError
 
     stop = threading.Event()
-    with Recorder(directory) as recorder, _screen() as screen:
+    with Recorder(directory) as recorder, contextlib.nullcontext(show) if show else _screen() as screen:
 
         def deliver() -> None:
             for event in ray.get(mailbox.take.remote()):
                 recorder.record(event)
-                screen.show(event)
+                screen(event)
 
         def watch() -> None:
             while not stop.wait(POLL_S):
@@ -168,12 +174,12 @@ def stage(name: str, total: int, *, say: Callable[[str], None]) -> Iterator[Call
         bar.advance(task)
         if not console.is_terminal and done < total and time.monotonic() > said + PLAIN_EVERY_S:
             said = time.monotonic()
-            say(f"{name}: {done} of {total} tasks  left {_duration((said - started) * (total - done) / done)}")
+            say(f"{name}: {done} of {total} tasks  left {duration((said - started) * (total - done) / done)}")
 
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield advance
-    say(f"{name}: {total} tasks in {_duration(time.monotonic() - started)}")
+    say(f"{name}: {total} tasks in {duration(time.monotonic() - started)}")
 
 
 def shown_cutoff(names: Iterable[str]) -> int:
@@ -182,11 +188,18 @@ def shown_cutoff(names: Iterable[str]) -> int:
     return 10 if 10 in cutoffs else max(cutoffs, default=10)
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: 2:05, or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 @contextmanager
-def _screen() -> Iterator[_Bar | _Lines]:
+def _screen() -> Iterator[Callable[[Event], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines()
+        yield _Lines().show
         return
     columns = (
         TextColumn("training"),
@@ -197,18 +210,18 @@ def _screen() -> Iterator[_Bar | _Lines]:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console) as bar:
-        yield _Bar(bar, bar.add_task("training", total=1.0, numbers="starting workers"))
+        yield _Bar(bar, bar.add_task("training", total=1.0, numbers="starting workers")).show
 
 
 def _line(event: Event) -> str:
     """What a person is shown of an event; empty for what only the log keeps."""
     if event["kind"] == "step":
-        return f"{_numbers(event)}  left {_duration(event['left_s'])}"
+        return f"{_numbers(event)}  left {duration(event['left_s'])}"
     if event["kind"] == "validation":
         cutoff = f"@{shown_cutoff(event)}"
         scores = "  ".join(f"{name.split('/')[-1]} {event[name]:.4f}" for name in event if name.endswith(cutoff))
         best = "  best so far" if event["is_best"] else ""
-        return f"epoch {event['epoch']}  validation {scores}  ({_duration(event['elapsed_s'])}){best}"
+        return f"epoch {event['epoch']}  validation {scores}  ({duration(event['elapsed_s'])}){best}"
     return str(event.get("text", ""))
 
 
@@ -218,9 +231,3 @@ def _numbers(event: Event) -> str:
         f"{event['tokens_per_s']:,.0f} tokens/s  padding {event['padding_share']:.0%}  "
         f"data wait {event['data_wait_share']:.1%}"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

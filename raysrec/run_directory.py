@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -117,8 +117,13 @@ class RunDirectory:
         changes = [change for change in changes if not change[0].startswith(FREE)]
         return "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
 
-    def start(self, config: RunConfig, fingerprint: str) -> None:
+    def start(self, config: RunConfig, fingerprint: str, *, command: Sequence[str] | None = None) -> None:
         """Write what is known before training begins; a run that goes on keeps what it was begun with.
+
+        Args:
+            config: The run.
+            fingerprint: Of its data.
+            command: What was typed; that of this process if not said.
 
         Raises:
             RunError: The run was begun on other data.
@@ -132,7 +137,7 @@ class RunDirectory:
                     "source, or --fresh to throw the run away"
                 )
         else:
-            provenance.write(json.dumps(_provenance(fingerprint), indent=2) + "\n")
+            provenance.write(json.dumps(_provenance(fingerprint, command or sys.argv), indent=2) + "\n")
         self.config_file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def save_model(
@@ -248,11 +253,11 @@ def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
         save_tensors({name: value.contiguous() for name, value in weights.items()}, temporary)
 
 
-def _provenance(fingerprint: str) -> dict[str, Any]:
+def _provenance(fingerprint: str, command: Sequence[str]) -> dict[str, Any]:
     return {
         "data_fingerprint": fingerprint,
         "commit": _commit(),
-        "command": sys.argv,
+        "command": list(command),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy")},

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from safetensors.torch import load_file
@@ -20,9 +21,8 @@ from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
-from raysrec.evaluate import evaluate
-from raysrec.mailbox import Mailbox
-from raysrec.objective import choose_loss
+from raysrec.evaluate import rank
+from raysrec.mailbox import Event, Mailbox
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
@@ -55,14 +55,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     Raises:
         RunError: The directory holds a run of another configuration, or there are more workers than streams.
     """
-    _refuse_idle_workers(config)
+    refuse_idle_workers(config)
     run = RunDirectory(config.run_directory)
-    data = prepare(config.data, scale=config.scale)
-    if not data.manifest.num_targets:
-        raise RunError(
-            f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "
-            "nothing is left to learn from"
-        )
+    data = prepare_to_learn(config)
     if fresh and run.path.exists():
         RunDirectory.open(run.path).path.delete()
     _refuse_other_config(run, config)
@@ -72,38 +67,85 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
         wait_for_room(config.scale)
-        use_gpu = wants_gpu(config.scale)
-        print(plan(config, data, use_gpu=use_gpu), flush=True)
-        state, weights = _train_on_workers(run, data, config)
-        run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
-        splits = evaluate(run, data, config)
-    run.save_metrics(
-        {
-            "data": config.data.name,
-            "model": config.model.name,
-            "prepared": str(data.directory.absolute()),
-            "split": data.manifest.split.model_dump(mode="json"),
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "training": {
-                "supervision": config.train.supervision,
-                "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
-                "workers": config.scale.max_workers,
-                "epochs": state.epoch,
-                "steps": state.step,
-                "best_epoch": state.best_epoch,
-                "seconds": state.elapsed_s,
-                "seconds_to_best": state.best_elapsed_s,
-                "cpu_seconds": state.cpu_s,
-                "cpu_seconds_to_best": state.best_cpu_s,
-                "restarts": run.restarts(),
-            },
-            "splits": splits,
-        }
-    )
+        print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
+        rank(run, data, config, learn(run, data, config))
     return run
 
 
-def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[TrainingState, Weights]:
+def prepare_to_learn(config: RunConfig) -> PreparedData:
+    """The prepared data of a run.
+
+    Raises:
+        RunError: There is nothing in it to learn from.
+    """
+    data = prepare(config.data, scale=config.scale)
+    if not data.manifest.num_targets:
+        raise RunError(
+            f"{config.data.name}: every user has 3 interactions, of which two are held out and the first has no past; "
+            "nothing is left to learn from"
+        )
+    return data
+
+
+def learn(
+    run: RunDirectory, data: PreparedData, config: RunConfig, *, show: Callable[[Event], None] | None = None
+) -> TrainingState:
+    """Train on Ray workers, from the last checkpoint if there is one, and write the best weights; how it ended.
+
+    Call inside `ray_session`, for a run that was started.
+
+    Args:
+        run: Where it is kept.
+        data: What is learned from.
+        config: The run.
+        show: Is given what happens, in place of a bar.
+
+    Raises:
+        RunError: Training cannot be finished.
+        RunStopped: It was asked to end before it was finished.
+    """
+    state, weights = _train_on_workers(run, data, config, show)
+    run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
+    return state
+
+
+def best_so_far(run: RunDirectory) -> tuple[TrainingState, Weights] | None:
+    """Where a training stands, and its best weights; None before the first validation that was saved."""
+    checkpoints = Checkpoints(run.checkpoints)
+    record = checkpoints.last_record()
+    if record is None or record.best is None:
+        return None
+    try:
+        with checkpoints.file(record.best) as file:
+            return record.state, load_file(file)
+    except CorruptCheckpoint as error:
+        logger.warning("%s; training goes on from the checkpoint before it", error)
+        return None
+
+
+def ask_to_stop(run: RunDirectory, asked_by: str) -> None:
+    """Ask the training of this run, in whatever process of this job, to save and end; nothing if there is none."""
+    if (mailbox := _found_mailbox(run)) is not None:
+        mailbox.stop.remote(asked_by)
+
+
+def is_trained_now(run: RunDirectory) -> bool:
+    """Does a process of this job train this run?"""
+    return _found_mailbox(run) is not None
+
+
+def _found_mailbox(run: RunDirectory) -> Any:
+    import ray
+
+    try:
+        return ray.get_actor(_mailbox_name(run))
+    except ValueError:
+        return None
+
+
+def _train_on_workers(
+    run: RunDirectory, data: PreparedData, config: RunConfig, show: Callable[[Event], None] | None
+) -> tuple[TrainingState, Weights]:
     """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end.
 
     Raises:
@@ -114,36 +156,35 @@ def _train_on_workers(run: RunDirectory, data: PreparedData, config: RunConfig) 
 
     if finished := _finished(run):
         return finished
-    mailbox_name = f"raysrec-mailbox-{run.path.absolute()}"
+    mailbox_name = _mailbox_name(run)
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name)
-    with shown(mailbox, run.path), stop_requests() as stop:
+    with shown(mailbox, run.path, show), stop_requests() as stop:
         error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
         given_up = ray.get(mailbox.given_up.remote())
+        stopped_by = stop.signal or ray.get(mailbox.stop_asked_by.remote())
     (run.path / RAY_RECORDS).delete()
     if finished := _finished(run):
         return finished
-    if stop:
+    if stopped_by:
         kept = Checkpoints(run.checkpoints).last_record()
         saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
-        raise RunStopped(f"{run.path}: stopped by {stop.signal}, {saved}; the same command goes on")
+        raise RunStopped(f"{run.path}: stopped by {stopped_by}, {saved}; the same command goes on")
     raise RunError(f"{run.path}: {given_up or error or 'training ended before it was finished'}") from error
 
 
 def _finished(run: RunDirectory) -> tuple[TrainingState, Weights] | None:
     """How a training ended, and its best weights; None while it has not."""
-    checkpoints = Checkpoints(run.checkpoints)
-    record = checkpoints.last_record()
+    record = Checkpoints(run.checkpoints).last_record()
     if record is None or not record.state.finished:
         return None
     if record.best is None:
         raise RunError(f"{run.checkpoints}: {record.state.name} is finished, and has no best weights")
-    try:
-        with checkpoints.file(record.best) as file:
-            return record.state, load_file(file)
-    except CorruptCheckpoint as error:
-        logger.warning("%s; training goes on from the checkpoint before it", error)
-        return None
+    return best_so_far(run)
+
+
+def _mailbox_name(run: RunDirectory) -> str:
+    return f"raysrec-mailbox-{run.path.absolute()}"
 
 
 def _mailbox(name: str, scale: ScaleConfig) -> Any:
@@ -216,11 +257,12 @@ def _fit(trainer: Any, mailbox: Any, stop: StopRequest, stop_within_s: float) ->
         if stop and deadline == math.inf:
             print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
             deadline = time.monotonic() + stop_within_s
-            mailbox.stop.remote()
+            mailbox.stop.remote(stop.signal)
     return ended[0] if ended else None
 
 
-def _refuse_idle_workers(config: RunConfig) -> None:
+def refuse_idle_workers(config: RunConfig) -> None:
+    """Raise a RunError if there are more workers than streams."""
     if config.scale.max_workers > config.data.num_streams:
         raise RunError(
             f"scale.workers={config.scale.max_workers} exceeds data.num_streams={config.data.num_streams}, and a "
@@ -240,7 +282,7 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
-    _refuse_idle_workers(config)
+    refuse_idle_workers(config)
     if arguments.dry_run:
         print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
         return

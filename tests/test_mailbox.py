@@ -19,7 +19,8 @@ def test_events_are_taken_once_and_in_order():
 def test_workers_learn_with_their_next_event_that_they_are_to_stop():
     mailbox = Mailbox()
     assert not mailbox.put({"kind": "note"})
-    mailbox.stop()
+    mailbox.stop("SIGTERM")
+    assert mailbox.stop_asked_by() == "SIGTERM"
     assert mailbox.put({"kind": "note"})
 
 

@@ -138,16 +138,16 @@ def test_ten_is_shown_or_else_the_largest_cutoff(names, cutoff):
     [(0.0, "0:00"), (0.6, "0:01"), (59.6, "1:00"), (61.0, "1:01"), (3599.6, "1:00:00"), (36061.0, "10:01:01")],
 )
 def test_durations_read_like_a_clock(seconds, text):
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_a_bar_shows_steps_in_place_and_prints_the_rest_above(monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200)
     monkeypatch.setattr(progress, "Console", lambda **_: console)
-    with progress._screen() as bar:
+    with progress._screen() as show:
         for event in (STEP, VALIDATION, NOTE):
-            bar.show(event)
+            show(event)
     text = screen.getvalue()
     assert "25%" in text
     assert "loss 6.5432" in text

@@ -1,0 +1,10 @@
+"""A sweep: many runs of one configuration whose parameters differ, and what is known of them.
+
+Nothing here knows Ray: what is drawn is a function of the sweep's file and a number, and what was trained lies in
+files that anything can read.
+"""
+
+from raysrec.sweep.config import SchedulerConfig, SweepConfig, SweepError
+from raysrec.sweep.record import SweepDirectory, TrialRecord
+
+__all__ = ["SchedulerConfig", "SweepConfig", "SweepDirectory", "SweepError", "TrialRecord"]

@@ -1,0 +1,176 @@
+"""From a sweep's file, configurations and `key=value` to one Sweep whose every trial can be trained."""
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysrec.command_line import ConfigError, nest, overlay, read, validate
+from raysrec.config import RunConfig
+from raysrec.place import AnyPath, Place
+from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, SweepError
+from raysrec.sweep.proposals import refuse_missing_optuna
+from raysrec.sweep.record import SweepDirectory
+
+OWN = "sweep."
+"""What a setting of the sweep itself begins with on the command line: `sweep.num_samples=20`."""
+
+LEARNED_DRAWS = 20
+"""Random draws that are checked where the real ones follow from scores that are not there yet."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that was checked."""
+
+    file: Path
+    """Where it is written."""
+    settings: SweepConfig
+    """What it says; its name and metric are filled in."""
+    config: RunConfig
+    """What all trials start from."""
+    base: Mapping[str, Any]
+    """The same as it was given, without defaults: those depend on the parameters."""
+
+    @property
+    def directory(self) -> SweepDirectory:
+        """Where it is kept."""
+        config = self.config
+        name = config.storage.name or f"{config.data.name}-{config.model.name}-{self.settings.name}"
+        return SweepDirectory(Place.of(config.storage.root) / name)
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that any trial is trained."""
+        swept = self.settings.space.get("train.epochs")
+        return int(max(swept.values)) if swept else self.config.train.epochs
+
+    def config_of(self, name: str, parameters: Parameters) -> RunConfig:
+        """A trial's whole configuration.
+
+        Raises:
+            ConfigError: Its parameters do not go together.
+        """
+        settings = self.base
+        for key, value in parameters.items():
+            settings = overlay(settings, nest(key, value))
+        storage = {"storage": {"root": str(self.directory.runs.absolute()), "name": name}}
+        return validate(overlay(settings, storage))
+
+    def best_config(self, parameters: Parameters) -> RunConfig:
+        """The configuration of these parameters as a run of its own, beside the sweep."""
+        config = self.config_of("", parameters)
+        storage = self.config.storage.model_copy(update={"name": f"{self.directory.path.name}-best"})
+        return config.model_copy(update={"storage": storage})
+
+
+def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[str] = ()) -> Sweep:
+    """Read and check a sweep: every trial, and both ends of every range.
+
+    Args:
+        file: The sweep's YAML file.
+        configs: YAML files of the configuration; the sweep's own `config` lies over them.
+        overrides: `key=value` over all of these, and `sweep.key=value` over the sweep's file.
+
+    Raises:
+        ConfigError: The configuration cannot be run as it is.
+        SweepError: The sweep cannot be made; the text names its file, the parameter and the value.
+    """
+    file = Path(file)
+    own = [override.removeprefix(OWN) for override in overrides if override.startswith(OWN)]
+    others = [override for override in overrides if not override.startswith(OWN)]
+    settings = _settings(file, own)
+    if settings.search == "optuna":
+        refuse_missing_optuna()
+    _refuse_set_and_swept(file, settings, others)
+    base = read(configs, others, between=settings.config)
+    metric = _metric(file, settings, validate(base))
+    base = overlay(base, nest("evaluate.metric", metric))
+    settings = settings.model_copy(update={"name": settings.name or file.stem, "metric": metric})
+    sweep = Sweep(file, settings, validate(base), base)
+    _refuse_impossible(sweep)
+    rule = settings.scheduler
+    if rule.name != "none" and rule.grace_epochs >= sweep.max_epochs:
+        raise SweepError(
+            f"{file}: scheduler.grace_epochs={rule.grace_epochs} leaves nothing to end early in "
+            f"train.epochs={sweep.max_epochs}; lower it, or set scheduler.name=none"
+        )
+    return sweep
+
+
+def _settings(file: Path, overrides: Sequence[str]) -> SweepConfig:
+    try:
+        return SweepConfig.model_validate(read([file], overrides, option="--sweep"))
+    except ValidationError as error:
+        raise SweepError("\n".join(f"{file}: {_in_words(detail)}" for detail in error.errors())) from None
+
+
+def _refuse_set_and_swept(file: Path, settings: SweepConfig, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key = override.partition("=")[0]
+        for swept in settings.space:
+            if swept == key or swept.startswith(f"{key}."):
+                raise SweepError(f"{override}: {swept} is swept by {file}; drop one of them")
+
+
+def _metric(file: Path, settings: SweepConfig, config: RunConfig) -> str:
+    """The name of the validation score, as it is reported."""
+    metric = settings.metric.removeprefix("validation/") or config.evaluate.metric
+    known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in config.evaluate.ks]
+    if metric.startswith("test/"):
+        raise SweepError(f"{file}: metric={metric}: a test score never steers a search; write {metric[5:]}")
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, 1)
+        raise SweepError(
+            f"{file}: metric={metric} is not reported with evaluate.ks={list(config.evaluate.ks)}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"one of {', '.join(known)}"
+        )
+    return metric
+
+
+def _refuse_impossible(sweep: Sweep) -> None:
+    """See that each trial, and each end of each range, is a configuration that can be run."""
+    settings = sweep.settings
+    learned = settings.search == "optuna"
+    trials = list(itertools.islice(settings.trials(), LEARNED_DRAWS if learned else None))
+    for key, sampler in settings.space.items():
+        for value in sampler.extremes if sampler.kind != "grid" else ():
+            trials.append({**trials[0], key: value})
+    for parameters in trials:
+        try:
+            sweep.config_of("trial", parameters)
+        except ConfigError as error:
+            raise SweepError(f"{sweep.file}: {_culprit(sweep, parameters)}: {error}") from None
+
+
+def _culprit(sweep: Sweep, parameters: Parameters) -> str:
+    """The one parameter that cannot be what it is, or all of them where it is no single one."""
+    for key, value in parameters.items():
+        try:
+            sweep.config_of("trial", {key: value})
+        except ConfigError:
+            return f"space.{key} at {value!r}"
+    return "space at " + ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+
+
+_KEYS = [*SweepConfig.model_fields, *(f"scheduler.{name}" for name in SchedulerConfig.model_fields)]
+
+
+def _in_words(detail: Any) -> str:
+    """One mistake of a sweep's file."""
+    key, kind, came = ".".join(map(str, detail["loc"])), detail["type"], detail["input"]
+    if kind == "missing":
+        return f"{key} is missing; set it, too"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(key, _KEYS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key} is not a known key; {hint}known: {', '.join(_KEYS)}"
+    if kind == "value_error":
+        message = str(detail["ctx"]["error"])
+        return f"{key}: {message}" if key else message
+    return f"{key}={came!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

@@ -1,0 +1,208 @@
+"""A sweep's directory, here or in a store: what was asked for, and where every trial stands.
+
+runs/<sweep>/
+  sweep.yaml      the sweep, the configuration that all trials start from, and the fingerprint of their data
+  trials.jsonl    one line per trial: parameters, state, scores; written anew, as a whole, when anything changes
+  trials/<name>/  a run directory each
+  best.yaml       the configuration of the best trial, to be trained as it is
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from raysrec.command_line import differences
+from raysrec.config import RunConfig
+from raysrec.place import AnyPath, Place
+from raysrec.run_directory import FREE, RunDirectory
+from raysrec.schema import CountOrZero, Section
+from raysrec.sweep.config import Parameters, SweepConfig, SweepError
+
+FREE_OF_SWEEP = ("sweep.max_concurrent", *(f"config.{key}" for key in FREE), "config.storage.")
+"""Settings that change no trial's numbers, and may be others when a sweep goes on."""
+
+State = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
+"""`finished`: trained to its end; `stopped`: ended early by the scheduler; `interrupted`, `running` (when the sweep was
+killed) and `failed`: goes on with the same command."""
+
+DONE = ("finished", "stopped")
+
+S = TypeVar("S", bound=Section)
+
+
+class TrialRecord(Section):
+    """What is known of a trial."""
+
+    number: CountOrZero
+    """Its place in the order of trials, from 0."""
+    name: str
+    """Its run directory in the sweep's `trials/`."""
+    parameters: Parameters
+    """What it differs in from the others."""
+    state: State = "waiting"
+    """How far it is."""
+    why: str = ""
+    """Why it ended, where there is something to say."""
+    curve: tuple[tuple[int, float, float], ...] = ()
+    """Epoch, validation score, and seconds of training, for each validation."""
+    seconds: float = 0.0
+    """Seconds of training, validation included, over all restarts."""
+    started_at: str | None = None
+    """When it first started."""
+    ended_at: str | None = None
+    """When it ended."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained until the last validation."""
+        return self.curve[-1][0] if self.curve else 0
+
+    @property
+    def score(self) -> float | None:
+        """The best validation score; None before the first."""
+        return max((score for _, score, _ in self.curve), default=None)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the best validation score, the first of several."""
+        return next((epoch for epoch, score, _ in self.curve if score == self.score), None)
+
+    @property
+    def is_done(self) -> bool:
+        """Is there nothing left to train?"""
+        return self.state in DONE
+
+    def line(self) -> str:
+        """One line of `trials.jsonl`, with what follows from the curve spelled out."""
+        record = self.model_dump(mode="json")
+        curve = record.pop("curve")
+        derived = {"epoch": self.epoch, "score": self.score, "best_epoch": self.best_epoch}
+        return json.dumps({**record, **derived, "curve": curve})
+
+    @classmethod
+    def of_line(cls, line: str) -> "TrialRecord":
+        """The trial of a line."""
+        record = json.loads(line)
+        return cls.model_validate({key: value for key, value in record.items() if key in cls.model_fields})
+
+
+@dataclass(frozen=True, init=False)
+class SweepDirectory:
+    """The files of one sweep."""
+
+    path: Place
+
+    def __init__(self, path: AnyPath) -> None:
+        object.__setattr__(self, "path", Place.of(path))
+
+    @classmethod
+    def open(cls, path: AnyPath) -> "SweepDirectory":
+        """A sweep that exists.
+
+        Raises:
+            SweepError: There is none at this path.
+        """
+        sweep = cls(path)
+        if not sweep.settings_file.is_file():
+            raise SweepError(f"{path}: is no sweep, it has no sweep.yaml; name a folder that raysrec.tune has written")
+        return sweep
+
+    @classmethod
+    def is_sweep(cls, path: AnyPath) -> bool:
+        """Is this folder a sweep's?"""
+        return cls(path).settings_file.is_file()
+
+    @property
+    def settings_file(self) -> Place:
+        """The resolved sweep and configuration."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def best_file(self) -> Place:
+        """The configuration of the best trial."""
+        return self.path / "best.yaml"
+
+    @property
+    def runs(self) -> Place:
+        """The folder of the trials' run directories."""
+        return self.path / "trials"
+
+    @property
+    def settings(self) -> SweepConfig:
+        """The sweep, as it was begun."""
+        return self._read(SweepConfig, "sweep")
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that all trials start from."""
+        return self._read(RunConfig, "config")
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """All trials that were begun, in order."""
+        try:
+            lines = (self.path / "trials.jsonl").read_text().splitlines()
+            return [TrialRecord.of_line(line) for line in lines]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            file = self.path / "trials.jsonl"
+            raise SweepError(f"{file}: is no record of trials ({reason}); restore it, or --fresh") from None
+
+    def run(self, trial: TrialRecord) -> RunDirectory:
+        """The run directory of a trial."""
+        return RunDirectory(self.runs / trial.name)
+
+    def save(self, trials: Sequence[TrialRecord]) -> None:
+        """Write where every trial stands."""
+        (self.path / "trials.jsonl").write("".join(f"{trial.line()}\n" for trial in trials))
+
+    def begin(self, settings: SweepConfig, config: RunConfig, fingerprint: str) -> None:
+        """Write what the sweep is.
+
+        Raises:
+            SweepError: Another sweep lies here, or it was begun on other data.
+        """
+        new = _described(settings, config, fingerprint)
+        if self.settings_file.is_file():
+            self._refuse_other(new)
+        self.settings_file.write(yaml.safe_dump(new, sort_keys=False))
+
+    def _refuse_other(self, new: Mapping[str, Any]) -> None:
+        old = self._content()
+        changes = [change for change in differences(old, new) if not change[0].startswith(FREE_OF_SWEEP)]
+        changes = [change for change in changes if not _is_growth(*change)]
+        if changes:
+            listed = "; ".join(f"{key} was {before!r} and is now {now!r}" for key, before, now in changes)
+            raise SweepError(
+                f"{self.path} holds another sweep: {listed}; set storage.name to keep both, or --fresh to throw the "
+                "old one away"
+            )
+
+    def _content(self) -> dict[str, Any]:
+        content = yaml.safe_load(self.settings_file.read_text())
+        return content if isinstance(content, dict) else {}
+
+    def _read(self, kind: type[S], section: str) -> S:
+        try:
+            return kind.model_validate(self._content()[section])
+        except (yaml.YAMLError, KeyError, ValidationError) as error:
+            raise SweepError(f"{self.settings_file}: describes no sweep: {' '.join(str(error).split())}") from None
+
+
+def _is_growth(key: str, old: object, new: object) -> bool:
+    """More trials of the same sweep: those it has are the first of them."""
+    return key == "sweep.num_samples" and isinstance(old, int) and isinstance(new, int) and new > old
+
+
+def _described(settings: SweepConfig, config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    return {
+        "sweep": settings.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+    }

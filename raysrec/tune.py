@@ -1,0 +1,289 @@
+"""Search for good settings: many trainings of one configuration whose parameters differ, compared by validation scores.
+
+    python -m raysrec.tune --config configs/ml-1m.yaml --sweep configs/sweeps/layers.yaml
+
+A sweep's file names parameters and how they are drawn (`space`), how many trials there are (`num_samples`), and which
+are ended early (`scheduler`). Data are prepared once. Each trial is a run directory like any other. The same command,
+typed again, goes on: trials that are done are not repeated, others go on from their checkpoints.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+
+import yaml
+from tabulate import tabulate
+
+from raysrec.checkpoints import Checkpoints
+from raysrec.command_line import config_parser, run_verb
+from raysrec.config import RunConfig
+from raysrec.data.catalog import PreparedData
+from raysrec.evaluate import rank
+from raysrec.plan import plan
+from raysrec.prepare import find_prepared
+from raysrec.report import print_runs
+from raysrec.resources import wait_for_room
+from raysrec.runtime import SPARE_CPUS, in_cluster, ray_session, threads_per_worker, wants_gpu
+from raysrec.stopping import StopRequest, stop_requests
+from raysrec.sweep.book import StoppingRule, TrialBook
+from raysrec.sweep.config import SweepConfig, SweepError
+from raysrec.sweep.importance import parameter_importance
+from raysrec.sweep.loading import Sweep, load_sweep
+from raysrec.sweep.record import SweepDirectory, TrialRecord
+from raysrec.sweep_table import best_trial, final_table, in_words, sweep_shown
+from raysrec.train import STOPPED, ask_to_stop, prepare_to_learn, refuse_idle_workers
+
+ASK_AGAIN_S = 1.0
+"""Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
+
+
+GIVE_UP_S = 15.0
+"""Seconds in which Tune must end when no trial is left."""
+
+
+class SweepStopped(SweepError):
+    """A sweep that was asked to end before it was finished."""
+
+
+def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> SweepDirectory:
+    """Train what is left of a sweep, rank its best trial, and return the sweep's directory.
+
+    Args:
+        sweep: The sweep.
+        fresh: Throw away what an earlier sweep of this name left.
+        command: What was typed.
+
+    Raises:
+        SweepError: The directory holds another sweep.
+        SweepStopped: It was asked to end before it was finished.
+    """
+    config, directory = sweep.config, sweep.directory
+    refuse_idle_workers(config)
+    data = prepare_to_learn(config)
+    _make_room(directory, fresh=fresh)
+    directory.begin(sweep.settings, config, data.manifest.fingerprint)
+    if not _is_finished(sweep):
+        with _session(sweep):
+            book = TrialBook(sweep, _rule(sweep))
+            _train_all(book, data, command)
+            _keep_best(sweep, book.trials)
+            _rank_best(sweep, data)
+    return directory
+
+
+def _is_finished(sweep: Sweep) -> bool:
+    trials = sweep.directory.trials
+    return (
+        len(trials) >= sweep.settings.num_trials
+        and all(trial.is_done for trial in trials)
+        and _to_rank(sweep.directory, trials) is None
+        and sweep.directory.best_file.is_file()
+    )
+
+
+@contextmanager
+def _session(sweep: Sweep) -> Iterator[None]:
+    """A Ray with room for the trials that are trained at once; one in which not even one can be trained is refused."""
+    scale = sweep.config.scale
+    cpus = sweep.settings.max_concurrent * (scale.max_workers + SPARE_CPUS)
+    with ray_session(scale, cpus=cpus):
+        wants_gpu(scale)
+        wait_for_room(scale)
+        yield
+
+
+def _rule(sweep: Sweep) -> StoppingRule:
+    from raysrec.ray_tune import EarlyStopping
+
+    return EarlyStopping(sweep.settings.scheduler, max_epochs=sweep.max_epochs)
+
+
+def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> None:
+    """Train all trials that are left while a table shows them.
+
+    Raises:
+        SweepStopped: It was asked to end.
+    """
+    from raysrec.ray_tune import run_trials
+
+    sweep = book.sweep
+
+    def run(give_up: threading.Event) -> None:
+        run_trials(
+            book,
+            str(data.directory.absolute()),
+            end_early=lambda trial: ask_to_stop(sweep.directory.run(trial), "the sweep's scheduler"),
+            fitted=partial(_beside_others, sweep.settings),
+            give_up=give_up,
+            command=command,
+        )
+
+    with sweep_shown(book), stop_requests() as stop:
+        error = _in_a_thread(run, book, stop)
+    if stop:
+        raise SweepStopped(f"{sweep.directory.path}: stopped by {stop.signal}; the same command goes on")
+    if error is not None:
+        raise error
+
+
+def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: StopRequest) -> BaseException | None:
+    """Run until all trials have ended, or until those that run have saved because it was asked to stop."""
+    errors: list[BaseException] = []
+    give_up = threading.Event()
+
+    def guarded() -> None:
+        try:
+            run(give_up)
+        except BaseException as error:
+            errors.append(error)
+
+    # In a thread of its own, since Tune would take the signals that this process is asked to end by.
+    thread = threading.Thread(target=guarded, daemon=True, name="raysrec-tune")
+    thread.start()
+    directory, deadline, ask_at = book.sweep.directory, 0.0, 0.0
+    while thread.is_alive():
+        thread.join(0.2)
+        if not stop:
+            continue
+        if not deadline:
+            print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
+            book.close()
+            deadline = time.monotonic() + book.sweep.config.checkpoint.stop_within_s
+        if not book.running or time.monotonic() > deadline:
+            break
+        if time.monotonic() > ask_at:
+            ask_at = time.monotonic() + ASK_AGAIN_S
+            for trial in book.running:
+                ask_to_stop(directory.run(trial), stop.signal)
+    book.interrupt(book.running)
+    give_up.set()
+    thread.join(GIVE_UP_S)
+    return errors[0] if errors else None
+
+
+def _beside_others(settings: SweepConfig, config: RunConfig) -> RunConfig:
+    """On one machine, trials that are trained at once share its cores."""
+    if in_cluster() or settings.max_concurrent == 1 or config.scale.threads_per_worker:
+        return config
+    threads = max(1, threads_per_worker(config.scale) // settings.max_concurrent)
+    return config.model_copy(update={"scale": config.scale.model_copy(update={"threads_per_worker": threads})})
+
+
+def _keep_best(sweep: Sweep, trials: Sequence[TrialRecord]) -> None:
+    """Write the best trial's configuration, to be trained as it is."""
+    if (best := best_trial(trials)) is None:
+        return
+    config = sweep.best_config(best.parameters)
+    words = f"# The best of {len(trials)} trials, {best.name}: validation {sweep.settings.metric} {best.score:.4f}.\n"
+    sweep.directory.best_file.write(words + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _to_rank(directory: SweepDirectory, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The best trial, if its test items can be ranked and are not yet."""
+    best = best_trial(trials)
+    if best is None or best.state != "finished" or directory.run(best).metrics_file.is_file():
+        return None
+    return best
+
+
+def _rank_best(sweep: Sweep, data: PreparedData) -> None:
+    """Rank the best trial's test items, now that nothing can be chosen by them."""
+    directory = sweep.directory
+    best = _to_rank(directory, directory.trials)
+    if best is None:
+        return
+    run = directory.run(best)
+    record = Checkpoints(run.checkpoints).last_record()
+    if record is not None:
+        rank(run, data, sweep.config_of(best.name, best.parameters), record.state)
+
+
+def _make_room(directory: SweepDirectory, *, fresh: bool) -> None:
+    if (directory.path / "config.yaml").is_file():
+        raise SweepError(f"{directory.path} holds a run, not a sweep; set storage.name to keep both")
+    if fresh and directory.path.exists():
+        SweepDirectory.open(directory.path).path.delete()
+
+
+def print_sweep(directory: SweepDirectory) -> None:
+    """Print all trials, the best first, what mattered, and how to train the best."""
+    settings, trials = directory.settings, directory.trials
+    print(final_table(settings, trials))
+    if shares := parameter_importance(trials):
+        print("\nimportance  " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+    if (best := best_trial(trials)) is None:
+        return
+    print(f"\nbest  {best.name}: {in_words(best)}")
+    print(f"      python -m raysrec.train --config {shlex.quote(str(directory.best_file))}")
+    run = directory.run(best)
+    if run.metrics_file.is_file():
+        print()
+        print_runs([run.path])
+    elif best.state == "stopped":
+        print("      it was ended early and is not ranked; the command above trains it to its end")
+
+
+def describe(sweep: Sweep) -> str:
+    """The space and what is asked for, as a table of two columns."""
+    settings, config = sweep.settings, sweep.config
+    rows = [("sweep", str(sweep.directory.path))]
+    rows += [(key, str(sampler)) for key, sampler in settings.space.items()]
+    drawn = "proposed by Optuna" if settings.search == "optuna" else "all checked"
+    rows.append(("trials", f"{settings.num_trials:,}, {drawn}"))
+    rows.append(("at once", f"{settings.max_concurrent}, on {config.scale.max_workers} workers each"))
+    rows.append(("compared by", f"validation {settings.metric}"))
+    rows.append(("ended early", _in_words(settings)))
+    rows.append(("epochs", f"up to {settings.num_trials * sweep.max_epochs:,} in all, {sweep.max_epochs} a trial"))
+    return tabulate(rows, tablefmt="plain")
+
+
+def _in_words(settings: SweepConfig) -> str:
+    rule = settings.scheduler
+    if rule.name == "none":
+        return "none"
+    of = f"the best {1 / rule.reduction_factor:.0%} go on" if rule.name == "asha" else "those below the median"
+    return f"{rule.name}: {of}, from epoch {rule.grace_epochs} on"
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Search as the command line says and print the tables."""
+    sweep = load_sweep(arguments.sweep, arguments.config, arguments.overrides)
+    refuse_idle_workers(sweep.config)
+    if arguments.dry_run:
+        print(describe(sweep), "", "every trial, but for its parameters:", "", sep="\n")
+        print(plan(sweep.config, find_prepared(sweep.config.data), use_gpu=sweep.config.scale.device == "cuda"))
+        return
+    print(describe(sweep), flush=True)
+    try:
+        directory = tune(sweep, fresh=arguments.fresh, command=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    except SweepStopped as stopped:
+        print(stopped, file=sys.stderr)
+        with suppress(OSError):
+            sys.stderr.flush()
+        sys.exit(STOPPED)
+    print_sweep(directory)
+    if failed := [trial.name for trial in directory.trials if trial.state == "failed"]:
+        raise SweepError(f"{', '.join(failed)} failed, as the table says; the same command tries them again")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = config_parser("tune", __doc__ or "")
+    parser.add_argument(
+        "--sweep",
+        required=True,
+        metavar="FILE",
+        help="YAML file of the search; sweep.key=value lies over it, such as sweep.num_samples=20",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check every trial, print the plan, start nothing")
+    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier sweep of this name left")
+    return parser
+
+
+if __name__ == "__main__":
+    run_verb(main, _parser())

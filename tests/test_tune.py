@@ -1,0 +1,94 @@
+"""The command on a real Ray on this machine: asked to stop, killed, and typed again until it is done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from sweeps import SETTINGS, lines
+from test_resume import environment, until
+
+from raysrec.command_line import load, overlay
+from raysrec.run_directory import RunDirectory
+from raysrec.sweep import SweepDirectory
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+SWEEP = {
+    "space": {"train.learning_rate": {"grid": [2.0e-3, 1.0e-7, 2.0e-2]}},
+    "scheduler": {"name": "asha", "grace_epochs": 2, "reduction_factor": 2},
+}
+
+
+def events(run, kind):
+    lines = (run.path / "log.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path):
+    places = {
+        "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
+        "data": {"prepared": str(tmp_path / "data")},
+    }
+    settings = overlay(overlay(SETTINGS, places), {"train": {"epochs": 8}})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SWEEP))
+    command = [sys.executable, "-m", "raysrec.tune", "--config", str(tmp_path / "base.yaml"), "--sweep"]
+    command.append(str(tmp_path / "search.yaml"))
+    directory = SweepDirectory(tmp_path / "runs" / "sweep")
+    runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(3)]
+    shown = {"env": environment(), "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    shown["start_new_session"] = True
+
+    def reaches(number, epoch):
+        """Is this trial trained, and has it been validated so often in this start of the sweep?"""
+        trials = directory.trials
+        return len(trials) > number and trials[number].state == "running" and trials[number].epoch >= epoch
+
+    process = subprocess.Popen(command, **shown)
+    until(lambda: reaches(0, 1), process, within_s=400)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 143, said
+    assert [line["state"] for line in lines(directory)] == ["interrupted"]
+    saved = events(runs[0], "checkpoint")[-1]["step"]
+
+    process = subprocess.Popen(command, **shown)
+    until(lambda: reaches(2, 1), process, within_s=400)
+    finished = (runs[0].path / "log.jsonl").read_text()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert [line["state"] for line in lines(directory)] == ["finished", "stopped", "running"]
+    assert events(runs[0], "start")[1]["step"] == saved > 0
+
+    done = subprocess.run(command, **shown, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [line["state"] for line in lines(directory)] == ["finished", "stopped", "finished"]
+    assert (runs[0].path / "log.jsonl").read_text() == finished
+    starts = events(runs[2], "start")
+    assert len(starts) == 2
+    assert starts[1]["step"] > 0
+    for run, line in zip(runs, lines(directory), strict=True):
+        best = max(event["validation/ndcg@10"] for event in events(run, "validation"))
+        assert line["score"] == pytest.approx(best)
+        run.load_model()
+    early = lines(directory)[1]
+    assert 2 <= early["epoch"] < 8
+    assert len([folder for folder in (tmp_path / "data").iterdir() if folder.is_dir()]) == 1
+
+    best = max(range(3), key=lambda number: lines(directory)[number]["score"])
+    assert [run.metrics_file.is_file() for run in runs] == [number == best for number in range(3)]
+    assert f"best  trial-{best:03d}: train.learning_rate=" in done.stdout
+    ready = load([directory.best_file.local])
+    assert ready.train.learning_rate == SWEEP["space"]["train.learning_rate"]["grid"][best]
+    assert ready.run_directory.name == "sweep-best"
+
+    again = subprocess.run(command, **shown, timeout=100)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
+    refused = subprocess.run([*command, "train.epochs=3"], **shown, timeout=100)
+    assert refused.returncode == 2
+    assert "holds another sweep: config.train.epochs was 8 and is now 3" in refused.stderr
