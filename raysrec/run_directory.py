@@ -159,6 +159,17 @@ class RunDirectory:
         """Write the scores, last of all: they say that the run is finished."""
         self.metrics_file.write(json.dumps(record, indent=2) + "\n")
 
+    def record(self) -> dict[str, Any]:
+        """What `metrics.json` says: the scores, and the data they were reached on.
+
+        Raises:
+            RunError: The run is not finished.
+        """
+        if not self.metrics_file.is_file():
+            raise RunError(f"{self.path}: has not finished training; run raysrec.train again to let it go on")
+        found: dict[str, Any] = json.loads(self.metrics_file.read_text())
+        return found
+
     def restarts(self) -> list[dict[str, Any]]:
         """The log's events that say where training went on, on how many workers, and why it had to, oldest first."""
         try:
