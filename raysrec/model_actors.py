@@ -52,7 +52,8 @@ def done_by_actors(
                 done, failures = done + 1, 0
                 yield result
         except RayError as error:
-            if readable(error) or not (isinstance(error, RayActorError) or is_out_of_memory(error)):
+            died = isinstance(error, RayActorError) and "creation task" not in str(error)
+            if readable(error) or not (died or is_out_of_memory(error)):
                 raise
             failures += 1
             reason = str(error).strip().splitlines()[-1][:200]

@@ -87,7 +87,7 @@ def recommend(
     Raises:
         RunError: The run is not finished, or cannot do what is asked for.
         SourceError: A file of users cannot be read.
-        OutputError: The folder cannot be written to.
+        FolderError: The folder cannot be written to.
     """
     data = PreparedData.open(run.record()["prepared"])
     _refuse_impossible(config, request, data)

@@ -35,7 +35,7 @@ DEALT = "dealt"
 _COUNTS = b"raysrec"
 
 
-class OutputError(LastingError):
+class FolderError(LastingError):
     """A folder that recommendations cannot be written to."""
 
 
@@ -81,7 +81,7 @@ class RecommendationFolder:
     def __init__(self, output: AnyPath) -> None:
         self.place = Place.of(output).absolute()
         if "/" not in self.place.path.strip("/"):
-            raise OutputError(f"--output {output}: name a folder in it, such as {output}/recommendations")
+            raise FolderError(f"--output {output}: name a folder in it, such as {output}/recommendations")
         self.work = self.place.at(f"{self.place.path.rstrip('/')}.unfinished")
 
     def begin(self, settings: dict[str, Any], *, fresh: bool) -> None:
@@ -92,16 +92,16 @@ class RecommendationFolder:
             fresh: Throw away what is there, if it is recommendations.
 
         Raises:
-            OutputError: The folder is finished, or is no folder of recommendations, or was begun with other settings.
+            FolderError: The folder is finished, or is no folder of recommendations, or was begun with other settings.
         """
         if self.place.is_file():
-            raise OutputError(f"--output {self.place}: is a file; name a folder that is to be made")
+            raise FolderError(f"--output {self.place}: is a file; name a folder that is to be made")
         if fresh:
             for folder, record in ((self.place, "_manifest.json"), (self.work, "settings.json")):
                 if (folder / record).is_file():
                     folder.delete()
         if (self.place / "_manifest.json").is_file():
-            raise OutputError(f"--output {self.place}: is finished; name another folder, or --fresh to write it anew")
+            raise FolderError(f"--output {self.place}: is finished; name another folder, or --fresh to write it anew")
         if not (self.work / "_manifest.json").is_file():  # else a process was killed while it let the folder appear
             self._refuse_others(self.place, ())
         begun = self._begun()
@@ -112,7 +112,7 @@ class RecommendationFolder:
             (self.work / "settings.json").write(json.dumps(settings, indent=2) + "\n")
         elif changes := differences(begun, settings):
             said = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
-            raise OutputError(
+            raise FolderError(
                 f"--output {self.place}: was begun with other settings: {said}; name another folder, or --fresh to "
                 "throw away what was begun"
             )
@@ -121,7 +121,7 @@ class RecommendationFolder:
         """Refuse to write where something lies that nobody here has written, whose names do not begin so."""
         for info in folder.below(recursive=False):
             if not info.base_name.startswith(known):
-                raise OutputError(
+                raise FolderError(
                     f"--output {self.place}: in {folder} is {info.base_name}, which is no part of recommendations; "
                     "name another folder"
                 )

@@ -20,7 +20,7 @@ from raysrec.history import History
 from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.recommend import Request, recommend, summary, users_file
-from raysrec.recommendations import OutputError
+from raysrec.recommendations import FolderError
 from raysrec.recommender import Recommender
 from raysrec.run_directory import RunDirectory, RunError
 
@@ -265,7 +265,7 @@ def test_killed_and_typed_again_it_goes_on(folder, tmp_path, monkeypatch, here):
     assert not output.exists()  # nothing half-written has the name of what is whole
     monkeypatch.setattr(Recommender, "__call__", work)
     here.clear()
-    with pytest.raises(OutputError, match=r"was begun with other settings: k was 10 and is now 3; name another folder"):
+    with pytest.raises(FolderError, match=r"was begun with other settings: k was 10 and is now 3; name another folder"):
         recommend(run, config, Request(k=3, users=users), str(output))
     recommend(run, config, request, str(output))
     assert len(here) == parts - 2  # those that were done are not done again, and the file is not read again
@@ -279,7 +279,7 @@ def test_what_is_there_is_not_written_over(folder, tmp_path, here):
     output = tmp_path / "out"
     output.mkdir()  # an empty folder is in nobody's way
     recommend(run, config, Request(), str(output))
-    with pytest.raises(OutputError, match="is finished; name another folder, or --fresh"):
+    with pytest.raises(FolderError, match="is finished; name another folder, or --fresh"):
         recommend(run, config, Request(), str(output))
     recommend(run, config, Request(k=2), str(output), fresh=True)
     assert {len(items) for items, _ in read(output).values()} == {2}
@@ -288,10 +288,10 @@ def test_what_is_there_is_not_written_over(folder, tmp_path, here):
         place.mkdir()
         (place / name).write_text("years of work")
         for fresh in (False, True):
-            with pytest.raises(OutputError, match=r"is thesis\.txt, which is no part of recommendations"):
+            with pytest.raises(FolderError, match=r"is thesis\.txt, which is no part of recommendations"):
                 recommend(run, config, Request(), str(place).removesuffix(".unfinished"), fresh=fresh)
         assert (place / name).is_file()
-    with pytest.raises(OutputError, match="is a file; name a folder"):
+    with pytest.raises(FolderError, match="is a file; name a folder"):
         recommend(run, config, Request(), str(tmp_path / "mine" / "thesis.txt"))
     assert not here
 
@@ -321,7 +321,7 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
     assert not verb.Place.of(f"{s3}/out.unfinished").below()
     found = pq.read_table(place.path, filesystem=place.filesystem)
     assert set(found["user"].to_pylist()) == set(read(tmp_path / "here"))
-    with pytest.raises(OutputError, match="name a folder in it"):
+    with pytest.raises(FolderError, match="name a folder in it"):
         recommend(run, config, Request(), s3[: s3.rindex("/")])
 
 
