@@ -205,7 +205,7 @@ def main(arguments: argparse.Namespace) -> None:
     run = RunDirectory.open(arguments.run)
     with run.config_file.at_hand() as file:
         config = load([file], _only_ranking(arguments.overrides))
-    record = run.record()
+    record = run.finished_metrics()
     data = PreparedData.open(record["prepared"])
     with ray_session(config.scale):
         wait_for_room(config.scale, workers=1)

@@ -159,15 +159,14 @@ class RunDirectory:
         """Write the scores, last of all: they say that the run is finished."""
         self.metrics_file.write(json.dumps(record, indent=2) + "\n")
 
-    def record(self) -> dict[str, Any]:
+    def finished_metrics(self) -> dict[str, Any]:
         """What `metrics.json` says: the scores, and the data they were reached on.
 
         Raises:
-            RunError: The run is not finished.
+            RunError: The run is not finished, or the file is damaged.
         """
-        if not self.metrics_file.is_file():
+        if (found := self.metrics()) is None:
             raise RunError(f"{self.path}: has not finished training; run raysrec.train again to let it go on")
-        found: dict[str, Any] = json.loads(self.metrics_file.read_text())
         return found
 
     def restarts(self) -> list[dict[str, Any]]:
