@@ -5,9 +5,9 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 """
 
 import argparse
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,20 +19,21 @@ from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
-from raysrec.data.catalog import PreparedData, RowGroup
+from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.loader import held_out
 from raysrec.data.order import share_of_worker
-from raysrec.data.reading import Reader, read_directly
+from raysrec.data.reading import Reader, read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
+from raysrec.model_actors import done_by_actors
 from raysrec.models import SequenceModel
 from raysrec.objective import choose_loss
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session, threads_per_worker, wants_gpu
+from raysrec.runtime import ray_session, wants_gpu
 
 COVERAGE_K = 10
 """Length of the lists whose distinct items are counted as coverage."""
@@ -113,13 +114,13 @@ def validation_sums(
     return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
 
 
-def rank_row_groups(
-    model: SequenceModel, data: PreparedData, config: RunConfig, groups: Sequence[RowGroup], split: str
+def rank_tables(
+    model: SequenceModel, data: PreparedData, config: RunConfig, tables: Iterable[pa.Table], split: str
 ) -> Iterator[Ranked]:
     """Rank the held-out item of every user in these row groups, by the model and by popularity."""
     device = model.item_vectors().device
     popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
-    for batch in held_out(read_directly(groups), data.manifest.split, config, split=split):
+    for batch in held_out(tables, data.manifest.split, config, split=split):
         batch = batch.to(device)
         ranks, states = _ranks(model, batch, config)
         flat = torch.ones(len(batch.users), 1, device=device)
@@ -154,73 +155,60 @@ def _ranks(model: SequenceModel, batch: HeldOut, config: RunConfig) -> tuple[tor
 
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """One row per user and split in order, and for each split which items were recommended to anybody."""
-    import ray.data
-
-    work = [{"group": group, "split": split} for split in HELD_OUT for group in range(len(data.row_groups()))]
-    arguments = {
-        "run": str(run.path.absolute()),
-        "weights": run.weights_stamp(),
-        "prepared": str(data.directory.absolute()),
-        "config_json": config.model_dump_json(),
-    }
-    ranked = ray.data.from_items(
-        work, override_num_blocks=min(len(work), UNITS_PER_WORKER * config.scale.max_workers)
-    ).map_batches(
-        _rank_units,
-        fn_kwargs=arguments,
-        compute=ray.data.TaskPoolStrategy(size=config.scale.max_workers),
-        batch_size=None,
-        num_cpus=1,
-    )
-    ranked.context.enable_progress_bars = False
-    ranked.context.execution_options.preserve_order = True
+    num_groups = len(data.row_groups())
+    units = np.array_split(np.arange(num_groups), min(num_groups, UNITS_PER_WORKER * config.scale.max_workers))
+    make = partial(Ranker, str(run.path.absolute()), str(data.directory.absolute()), config.model_dump_json())
     recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in HELD_OUT}
-    tables = []
-    for block in ranked.iter_batches(batch_size=None, batch_format="numpy"):
-        for split in HELD_OUT:
-            recommended[split][block["top"][block["split"] == split].ravel()] = True
-        tables.append(_rank_table(block))
-    return pa.concat_tables(tables), recommended
+    tables: dict[str, list[pa.Table]] = {split: [] for split in HELD_OUT}
+    for found in done_by_actors(make, [unit.tolist() for unit in units], config.scale):
+        for split, ranked in found.items():
+            recommended[split][ranked.top.ravel()] = True
+            tables[split].append(_rank_table(split, ranked))
+    return pa.concat_tables([table for split in HELD_OUT for table in tables[split]]), recommended
 
 
-def _rank_units(
-    batch: dict[str, np.ndarray], *, run: str, weights: str, prepared: str, config_json: str
-) -> dict[str, Any]:
-    """A Ray Data task: rank the row groups of one block."""
-    config = RunConfig.model_validate_json(config_json)
-    torch.set_num_threads(threads_per_worker(config.scale))
-    model, data = _loaded(run, weights, prepared)
-    parts, splits = [_nobody(data)], []
-    for group, split in zip(batch["group"].tolist(), batch["split"].tolist(), strict=True):
-        for part in rank_row_groups(model, data, config, [data.row_groups()[group]], split):
-            parts.append(part)
-            splits += [split] * len(part.users)
-    return {
-        "split": np.array(splits, dtype=f"U{max(map(len, HELD_OUT))}"),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__},
-    }
+class Ranker:
+    """What ranks row groups in an actor: `ranker([0, 1])` ranks both splits of the first two, read once.
+
+    Args:
+        run: Directory of the run whose model ranks.
+        prepared: Folder of its data.
+        config_json: How to rank.
+        device: On which.
+    """
+
+    def __init__(self, run: str, prepared: str, config_json: str, device: torch.device) -> None:
+        self._config = RunConfig.model_validate_json(config_json)
+        self._model = RunDirectory.open(run).load_model().to(device)
+        self._data = PreparedData.open(prepared)
+        self._groups = self._data.row_groups()
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Ranked]:
+        """Ranks of the users of these row groups, in order, for each split."""
+        parts: dict[str, list[Ranked]] = {split: [self._nobody()] for split in HELD_OUT}
+        for table in read_ahead([self._groups[number] for number in numbers]):
+            for split, found in parts.items():
+                found.extend(rank_tables(self._model, self._data, self._config, [table], split))
+        return {split: _joined(found) for split, found in parts.items()}
+
+    def _nobody(self) -> Ranked:
+        """What row groups give in which nobody has an item to rank."""
+        none = np.empty(0, np.int64)
+        return Ranked(none, none, none, none, np.empty((0, min(COVERAGE_K, self._data.manifest.num_items)), np.int64))
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(run: str, weights: str, prepared: str) -> tuple[SequenceModel, PreparedData]:
-    """A process that ranks unit after unit loads the model once; `weights` tells new weights of a run from old."""
-    return RunDirectory.open(run).load_model(), PreparedData.open(prepared)
+def _joined(parts: Sequence[Ranked]) -> Ranked:
+    return Ranked(*(np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__))
 
 
-def _nobody(data: PreparedData) -> Ranked:
-    """Of no users: what row groups give in which nobody has an item to rank."""
-    none = np.empty(0, np.int64)
-    return Ranked(none, none, none, none, np.empty((0, min(COVERAGE_K, data.manifest.num_items)), np.int64))
-
-
-def _rank_table(block: dict[str, np.ndarray]) -> pa.Table:
+def _rank_table(split: str, ranked: Ranked) -> pa.Table:
     return pa.table(
         {
-            "split": pa.array(block["split"]).cast(pa.string()),
-            "user": pa.array(block["users"], pa.int64()),
-            "rank": pa.array(block["ranks"], pa.int64()),
-            "popularity_rank": pa.array(block["popularity_ranks"], pa.int64()),
-            "history_length": pa.array(block["lengths"], pa.int64()),
+            "split": pa.array([split] * len(ranked.users), pa.string()),
+            "user": pa.array(ranked.users, pa.int64()),
+            "rank": pa.array(ranked.ranks, pa.int64()),
+            "popularity_rank": pa.array(ranked.popularity_ranks, pa.int64()),
+            "history_length": pa.array(ranked.lengths, pa.int64()),
         }
     )
 

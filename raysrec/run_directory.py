@@ -164,6 +164,16 @@ class RunDirectory:
         """Write the scores, last of all: they say that the run is finished."""
         self.metrics_file.write(json.dumps(record, indent=2) + "\n")
 
+    def finished_metrics(self) -> dict[str, Any]:
+        """What `metrics.json` says: the scores, and the data they were reached on.
+
+        Raises:
+            RunError: The run is not finished, or the file is damaged.
+        """
+        if (found := self.metrics()) is None:
+            raise RunError(f"{self.path}: has not finished training; run raysrec.train again to let it go on")
+        return found
+
     def restarts(self) -> list[dict[str, Any]]:
         """The log's events that say where training went on, on how many workers, and why it had to, oldest first."""
         try:

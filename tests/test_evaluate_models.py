@@ -6,7 +6,7 @@ import torch
 from raysrec.config import RunConfig
 from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import read_directly
-from raysrec.evaluate import rank_row_groups, validation_sums
+from raysrec.evaluate import rank_tables, validation_sums
 from raysrec.models import MODELS, build_model
 from raysrec.objective import Objective, choose_loss
 from raysrec.prepare import prepare
@@ -41,7 +41,7 @@ def test_a_model_is_trained_validated_and_ranked(synthetic, name):
     model.eval()
     sums = validation_sums(model, data, config, read_directly, worker=0, num_workers=1)
     assert sums.count == data.manifest.num_users
-    ranked = list(rank_row_groups(model, data, config, data.row_groups(), "test"))
+    ranked = list(rank_tables(model, data, config, read_directly(data.row_groups()), "test"))
     users = sorted(user for part in ranked for user in part.users.tolist())
     assert users == list(range(1, data.manifest.num_users + 1))
     if name == "popularity":

@@ -35,6 +35,12 @@ class Histories:
         """Interactions of each history."""
         return np.diff(self.offsets)
 
+    def between(self, first: int, last: int) -> "Histories":
+        """The histories at the places `first` to `last` - 1, or to the end if there are fewer."""
+        offsets = self.offsets[first : last + 1]
+        flat = slice(offsets[0], offsets[-1])
+        return Histories(self.users[first:last], offsets - offsets[0], self.items[flat], self.times[flat])
+
     @classmethod
     def of(cls, tables: Sequence[pa.Table]) -> "Histories":
         """Take Arrow's offsets and values as they are; no Python object per row or item is made."""
@@ -47,6 +53,18 @@ class Histories:
             items=items.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
             times=times.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
         )
+
+
+@dataclass(frozen=True)
+class Past:
+    """What some users had."""
+
+    rows: IntArray
+    """Which of the histories it is read from."""
+    history: History
+    seen: torch.Tensor | None
+    """Pairs (row of `history`, item) of everything the users had, also beyond `max_length` [E 2]; None if not asked
+    for."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +170,37 @@ def collate_cloze(histories: Histories, windows: Windows, hidden: BoolArray) -> 
     return Batch(replace(history, items=history.items.masked_fill(where, HIDDEN)), targets)
 
 
+def past_batches(
+    histories: Histories, stops: IntArray, *, max_length: int, batch_tokens: int, with_seen: bool
+) -> Iterator[Past]:
+    """The first `stops` interactions of each history, once, where there are any.
+
+    The batches depend on the histories alone, so that a score does not depend on who computes it.
+
+    Args:
+        histories: Of some users.
+        stops: How many of each history's interactions are read; its users with less than one are left out.
+        max_length: Longest row (L).
+        batch_tokens: Positions (padding included) of a batch; one row always fits.
+        with_seen: Say also which items the users had.
+    """
+    users = np.flatnonzero(stops >= 1)
+    starts = np.maximum(stops - max_length, 0)
+    for part in micro_batches((stops - starts)[users], batch_tokens):
+        rows = users[part]
+        windows = Windows(rows, starts[rows], stops[rows], stops[rows])
+        positions, real = _positions(histories, windows)
+        yield Past(
+            rows=rows,
+            history=_history(histories, windows, positions, real),
+            seen=_seen(histories, rows, stops[rows]) if with_seen else None,
+        )
+
+
 def held_out_batches(
     histories: Histories, targets: IntArray, *, max_length: int, batch_tokens: int, with_seen: bool
 ) -> Iterator[HeldOut]:
     """Each user who has a target once, the item at that position to be ranked given everything before it.
-
-    The batches depend on the histories alone, so that a score does not depend on who computes it.
 
     Args:
         histories: Of some users.
@@ -166,19 +209,14 @@ def held_out_batches(
         batch_tokens: Positions (padding included) of a batch; one row always fits.
         with_seen: Say also which items the users had.
     """
-    users = np.flatnonzero(targets >= 0)
-    stops = targets
-    starts = np.maximum(stops - max_length, 0)
-    for part in micro_batches((stops - starts)[users], batch_tokens):
-        rows = users[part]
-        windows = Windows(rows, starts[rows], stops[rows], stops[rows])
-        positions, real = _positions(histories, windows)
+    for past in past_batches(histories, targets, max_length=max_length, batch_tokens=batch_tokens, with_seen=with_seen):
+        rows = past.rows
         yield HeldOut(
             users=histories.users[rows],
-            history=_history(histories, windows, positions, real),
-            targets=torch.from_numpy(histories.items[histories.offsets[rows] + stops[rows]]),
-            seen=_seen(histories, rows, stops[rows]) if with_seen else None,
-            lengths=stops[rows],
+            history=past.history,
+            targets=torch.from_numpy(histories.items[histories.offsets[rows] + targets[rows]]),
+            seen=past.seen,
+            lengths=targets[rows],
         )
 
 

@@ -35,12 +35,22 @@ Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
 
 
-def read_directly(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
-    """One table per row group, read when it is asked for."""
+def read_directly(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
+    """One table per row group, read when it is asked for; these columns of it, which those of `COLUMNS` are among."""
     for group in groups:
         footer = footer_of(group.path)
         _check(group, footer)
-        yield _read(group.path, [group.index], footer)
+        yield _read(group.path, [group.index], footer, columns)
+
+
+def read_ahead(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
+    """What `read_directly` reads; while one table is used, the next is read."""
+    tables = read_directly(groups, columns)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = pool.submit(next, tables, None)
+            yield table
 
 
 def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
@@ -155,34 +165,33 @@ def _held(footer: pq.FileMetaData, index: int) -> tuple[int, int]:
     return group.num_rows, items.num_values if items is not None else 0
 
 
-def _read(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> pa.Table:
+def _read(file: Place, indices: Sequence[int], footer: pq.FileMetaData, columns: Sequence[str] = COLUMNS) -> pa.Table:
     try:
-        return _read_row_groups(file, indices, footer)
+        return _read_row_groups(file, indices, footer, columns)
     except PreparedDataError as error:
-        raise next(_faults(file, indices, footer), error) from None
+        raise next(_faults(file, indices, footer, columns), error) from None
 
 
-def _faults(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> Iterator[PreparedDataError]:
+def _faults(
+    file: Place, indices: Sequence[int], footer: pq.FileMetaData, columns: Sequence[str]
+) -> Iterator[PreparedDataError]:
     """What is wrong with each of these row groups by itself."""
     for index in indices:
         try:
-            _read_row_groups(file, [index], footer)
+            _read_row_groups(file, [index], footer, columns)
         except PreparedDataError as error:
             yield error
 
 
-def _read_row_groups(file: Place, indices: Sequence[int], footer: pq.FileMetaData) -> pa.Table:
+def _read_row_groups(file: Place, indices: Sequence[int], footer: pq.FileMetaData, columns: Sequence[str]) -> pa.Table:
     settings = {"metadata": footer, "pre_buffer": True, "page_checksum_verification": True}
     part = f"row group {', '.join(map(str, indices))}"
     with whole(file, part), pq.ParquetFile(file.path, filesystem=file.filesystem, **settings) as opened:
-        table = opened.read_row_groups(indices, columns=COLUMNS)
+        table = opened.read_row_groups(indices, columns=list(columns))
     users, interactions = np.sum([_held(footer, index) for index in indices], axis=0).tolist()
-    if not table.schema.equals(_SCHEMA):
+    if not table.schema.equals(pa.schema([HISTORY_SCHEMA.field(name) for name in columns])):
         raise PreparedDataError(f"{file}: {part} holds other columns than histories have{PREPARE_AGAIN}")
     read = [len(table), *(int(pc.sum(pc.list_value_length(table[name])).as_py() or 0) for name in COLUMNS[1:])]
     if read != [users, interactions, interactions]:
         raise PreparedDataError(f"{file}: {part} is damaged (its pages hold less than its footer says){PREPARE_AGAIN}")
     return table
-
-
-_SCHEMA = pa.schema([HISTORY_SCHEMA.field(name) for name in COLUMNS])

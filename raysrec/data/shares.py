@@ -94,6 +94,13 @@ def group_share(scratch: Place, pieces: Sequence[tuple[str, int]], share: int) -
 
     Yields how many users it has.
     """
+    grouped = joined_share(scratch, pieces, share)
+    write_buckets(scratch / f"share-{share}", [grouped.to_table()], GROUPED_SCHEMA)
+    yield len(grouped.user_ids)
+
+
+def joined_share(scratch: Place, pieces: Sequence[tuple[str, int]], share: int) -> Grouped:
+    """A share's interactions of all pieces, given by name and by the interactions before each."""
     segments = []
     for name, start in pieces:
         segment = Grouped.of(read_bucket(scratch / f"pieces-{name}", share))
@@ -101,9 +108,7 @@ def group_share(scratch: Place, pieces: Sequence[tuple[str, int]], share: int) -
         segments.append(
             Grouped(segment.user_ids, segment.offsets, codes[segment.items], segment.times, segment.positions + start)
         )
-    grouped = join(segments)
-    write_buckets(scratch / f"share-{share}", [grouped.to_table()], GROUPED_SCHEMA)
-    yield len(grouped.user_ids)
+    return join(segments)
 
 
 def filter_share(

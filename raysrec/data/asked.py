@@ -1,0 +1,218 @@
+"""Users who are to be recommended something: users of the prepared data, or of a file of histories of its own.
+
+Of prepared data whole row groups are read. A file, however long, is first dealt into shares of its users, by the same
+pieces and buckets as `distributed.py` deals a source, with the items' numbers of the run's catalogue; a share then is
+what is read at once.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysrec.config import DataConfig
+from raysrec.data.batches import Histories
+from raysrec.data.blocks import plan_blocks
+from raysrec.data.catalog import PreparedData, RowGroup
+from raysrec.data.files import NoInteractions, SourceError, SourceFile
+from raysrec.data.reading import COLUMNS, read_directly
+from raysrec.data.shares import deal_pieces, joined_share, write_item_codes
+from raysrec.data.sources import nothing_read
+from raysrec.data.splits import IntArray, offsets_of
+from raysrec.data.tasks import Run
+from raysrec.place import Place
+from raysrec.schema import Count, CountOrZero, Section
+
+AT_ONCE = 1 << 17
+"""Interactions of the users who are recommended to together: the least that is worth a file."""
+LARGEST_SHARE, SHARES = 1 << 21, 1 << 8
+"""A long file is dealt into so many shares, or into more where they would have more interactions than this."""
+EXAMPLES = 5
+"""Ids that are named where some were left out."""
+
+
+class Some(Section):
+    """How many there are of something that was left out, and who or what for example."""
+
+    count: CountOrZero = 0
+    """How many."""
+    examples: tuple[str, ...] = ()
+    """The first few ids."""
+
+    def __add__(self, other: "Some") -> "Some":
+        return Some(count=self.count + other.count, examples=(self.examples + other.examples)[:EXAMPLES])
+
+    @classmethod
+    def of(cls, ids: pa.Array) -> "Some":
+        """All of these."""
+        return cls(count=len(ids), examples=tuple(ids[:EXAMPLES].to_pylist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Some users, and how much is known of them."""
+
+    user_ids: pa.Array
+    """External ids."""
+    histories: Histories
+    """Of the same users; their items as the run's catalogue numbers them."""
+    stops: IntArray
+    """How many of each history's interactions are read; 0 or less for a user who is left out."""
+    unknown: int = 0
+    """Interactions that were left out of the histories, with items that are not in the catalogue."""
+
+
+def units_of(groups: Sequence[RowGroup]) -> list[list[int]]:
+    """Consecutive row groups that are recommended to together, by their places in the list."""
+    units: list[list[int]] = []
+    held = AT_ONCE
+    for number, group in enumerate(groups):
+        if held >= AT_ONCE:
+            units.append([])
+            held = 0
+        units[-1].append(number)
+        held += group.interactions
+    return units
+
+
+def prepared_users(data: PreparedData, groups: Sequence[RowGroup], until: str, only: pa.Array | None = None) -> Asked:
+    """Users of these row groups.
+
+    Args:
+        data: The prepared data.
+        groups: Some of its row groups, at least one.
+        until: `all` of a history is read, or what came before its item to rank in `test` or `validation`.
+        only: External ids of the users who are asked about; None for all.
+    """
+    table = pa.concat_tables(read_directly(groups, [*COLUMNS[:1], "user_id", *COLUMNS[1:]])).combine_chunks()
+    if only is not None:
+        table = table.filter(pc.is_in(table["user_id"], value_set=only)).combine_chunks()
+    user_ids = table["user_id"].combine_chunks()
+    histories = Histories.of([table])
+    stops = histories.lengths
+    if until != "all":
+        stops = data.manifest.split.positions(histories.offsets, histories.times).held_out[until]
+    return Asked(_one(user_ids), histories, stops)
+
+
+def groups_with(groups: Sequence[RowGroup], ids: pa.Array) -> tuple[list[int], Some]:
+    """The places of the row groups in which some of these users are, and the ids that are nobody's."""
+    found, kept = np.zeros(len(ids), bool), []
+    for place, group in enumerate(groups):
+        (table,) = read_directly([group], [*COLUMNS[:1], "user_id", *COLUMNS[1:]])
+        here = pc.is_in(ids, value_set=_one(table["user_id"].combine_chunks())).to_numpy(zero_copy_only=False)
+        if here.any():
+            found |= here
+            kept.append(place)
+    return kept, Some.of(ids.filter(pa.array(~found)))
+
+
+def read_ids(name: str) -> pa.Array:
+    """The ids in a text file, one a line, each once; spaces around them and empty lines do not count.
+
+    Raises:
+        SourceError: There is no such file, it is no text, or holds no id.
+    """
+    file = SourceFile(Place.of(name))
+    try:
+        with file.open() as stream:
+            lines = bytes(stream.readall()).decode().splitlines()
+    except FileNotFoundError:
+        raise SourceError(f"{file}: there is no such file") from None
+    except IsADirectoryError:
+        raise SourceError(f"{file}: is a folder; name a text file with an id a line") from None
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file}: is no text ({error}); expected an id a line") from None
+    ids = dict.fromkeys(line.strip() for line in lines if line.strip())
+    if not ids:
+        raise SourceError(f"{file}: holds no id; expected one a line")
+    return pa.array(list(ids), pa.string())
+
+
+class DealtUsers(Section):
+    """A file of histories that has been dealt into shares of its users."""
+
+    folder: str
+    """Where the shares lie."""
+    pieces: tuple[tuple[str, int], ...]
+    """Name of each piece, and how many interactions there are before it."""
+    num_shares: Count
+    """How many shares there are; some may have no users."""
+    per_second: Count
+    """How much of its times is a second."""
+    interactions: Count
+    """Of all users."""
+    unknown_items: Some
+    """Items that are not in the catalogue."""
+
+
+def deal_users(config: DataConfig, item_ids: pa.Array, folder: Place, run: Run) -> DealtUsers:
+    """Read a file of histories, and deal it into shares of its users.
+
+    Args:
+        config: How it is read.
+        item_ids: External ids of the catalogue, at the index of the item's number.
+        folder: Where to write; all machines of the cluster must reach it.
+        run: Who reads.
+
+    Raises:
+        SourceError: It cannot be read, or no item in it is known.
+    """
+    blocks = plan_blocks(config)
+    about = about_interactions(config)
+    num_shares = max(1, min(SHARES, about // AT_ONCE), about // LARGEST_SHARE)
+    folder.filesystem.create_dir(folder.path)
+    pieces, interactions, per_second, known = [], 0, 1, 0
+    unknown: dict[str, None] = {}
+    work = list(enumerate(blocks))
+    for piece in run("reading histories", partial(deal_pieces, config, os.getcwd(), folder, num_shares), work):
+        numbers = pc.index_in(piece.item_ids, value_set=item_ids).fill_null(0)  # 0 of the catalogue is padding
+        write_item_codes(folder, piece.name, numbers.to_numpy().astype(np.int32))
+        unknown |= dict.fromkeys(piece.item_ids.filter(pc.equal(numbers, 0)).to_pylist())
+        pieces.append((piece.name, interactions))
+        interactions += piece.interactions
+        per_second = piece.per_second
+        known += len(numbers) - pc.sum(pc.equal(numbers, 0)).as_py()
+    if not interactions:
+        raise nothing_read(config)
+    if not known:
+        raise NoInteractions(
+            f"data.source={config.source}: none of its {len(unknown):,} items is in the run's catalogue, such as "
+            f"{', '.join(list(unknown)[:EXAMPLES])}, where there are such as {', '.join(item_ids[1:4].to_pylist())}; "
+            "name a file with the same ids, or the right column with data.columns.item"
+        )
+    return DealtUsers(
+        folder=str(folder),
+        pieces=tuple(pieces),
+        num_shares=num_shares,
+        per_second=per_second,
+        interactions=interactions,
+        unknown_items=Some(count=len(unknown), examples=tuple(list(unknown)[:EXAMPLES])),
+    )
+
+
+def dealt_users(dealt: DealtUsers, share: int) -> Asked:
+    """The users of a share; they have no number, so a model that knows users by number can say nothing of them."""
+    grouped = joined_share(Place(dealt.folder), dealt.pieces, share)
+    known = grouped.items > 0
+    offsets = offsets_of(known)[grouped.offsets]
+    histories = Histories(
+        users=np.zeros(len(grouped.user_ids), np.int64),
+        offsets=offsets,
+        items=grouped.items[known].astype(np.int64),
+        times=grouped.times[known] // dealt.per_second,
+    )
+    return Asked(grouped.user_ids, histories, np.diff(offsets), unknown=int(np.count_nonzero(~known)))
+
+
+def about_interactions(config: DataConfig) -> int:
+    """How many a file holds, by its size; rather too many."""
+    return sum(block.interactions for blocks in plan_blocks(config) for block in blocks)
+
+
+def _one(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids

@@ -1,0 +1,348 @@
+"""The best items for every user, to Parquet: `python -m raysrec.recommend RUN --output FOLDER`.
+
+Users are those of the run's data, each with all that they had (`--until test` stops where evaluation does), some of
+them (`--user-ids`), or those of a file of histories (`--users`). What is recommended is what the evaluator ranks. A row
+is a user: `user`, `items` (best first) and `scores`, with the ids of the source. Killed and typed again, it goes on
+with the parts that are missing.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from raysrec.command_line import load, overlay, run_verb, validate
+from raysrec.config import DataConfig, RunConfig
+from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
+from raysrec.data.catalog import PreparedData
+from raysrec.data.files import SourceError
+from raysrec.data.fingerprint import stamp_of
+from raysrec.data.formats import format_of
+from raysrec.data.tasks import run_here, run_with_ray
+from raysrec.errors import ReadableError
+from raysrec.model_actors import done_by_actors
+from raysrec.models import MODELS
+from raysrec.place import Place
+from raysrec.progress import stage
+from raysrec.recommendations import PartCounts, RecommendationFolder
+from raysrec.recommender import Recommender, Unit, Wanted
+from raysrec.resources import wait_for_room
+from raysrec.run_directory import RunDirectory, RunError
+from raysrec.runtime import ray_session
+
+UNTIL = ("all", "test", "validation")
+"""What of a history is read: all of it, or what came before the item that is ranked in evaluation."""
+
+FILE_KEYS = ("format", "columns", "where", "time_unit", "separator")
+"""Settings of `data` that say how a file of histories is read."""
+
+LARGE_INTERACTIONS = 4_000_000
+"""From about here on a file of histories is read by tasks of the cluster, in place of this process."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Whom to recommend to, and how many items."""
+
+    k: int = 10
+    """Length of a list."""
+    until: str = "all"
+    """Of users of the run's data: one of `UNTIL`."""
+    users: DataConfig | None = None
+    """A file of histories; None for users of the run's data."""
+    user_ids: str | None = None
+    """A text file with ids of users of the run's data, one a line; None for all of them."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, and what was found before."""
+
+    units: Sequence[Unit]
+    """A part each."""
+    whom: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Wanted`."""
+    left_out: Some = field(default_factory=Some)
+    """Users who are in no part."""
+    unknown_items: Some = field(default_factory=Some)
+    """Items of a file of histories that are not in the catalogue."""
+
+
+def recommend(
+    run: RunDirectory, config: RunConfig, request: Request, output: str, *, fresh: bool = False
+) -> dict[str, Any]:
+    """Recommend; what was written, as the folder's manifest says it.
+
+    Args:
+        run: A finished run.
+        config: Its configuration; `evaluate` says how items are scored and whether seen ones are left out, `scale` on
+            what.
+        request: To whom.
+        output: A folder that is not there yet, or that was begun with the same settings.
+        fresh: Throw away recommendations that are there.
+
+    Raises:
+        RunError: The run is not finished, or cannot do what is asked for.
+        SourceError: A file of users cannot be read.
+        FolderError: The folder cannot be written to.
+    """
+    data = PreparedData.open(run.finished_metrics()["prepared"])
+    _refuse_impossible(config, request, data)
+    started, users = time.monotonic(), request.users
+    work = _Work(()) if users else _users_of(data, request)
+    folder, settings = RecommendationFolder(output), _settings(run, config, request, data)
+    folder.begin(settings, fresh=fresh)
+    large = users is not None and about_interactions(users) >= LARGE_INTERACTIONS
+    with ray_session(config.scale) if large else nullcontext():
+        if users:
+            work = _users_in(users, data, folder, in_tasks=large)
+        wanted = Wanted(
+            run=str(run.path.absolute()),
+            prepared=str(data.directory.absolute()),
+            config_json=config.model_dump_json(),
+            k=request.k,
+            folder=str(folder.work),
+            until=request.until,
+            **work.whom,
+        )
+        parts = _write_parts(wanted, work.units, folder, config)
+    total = sum(parts.values(), PartCounts(left_out=work.left_out))
+    if not total.users:
+        folder.work.delete()
+        raise RunError(
+            f"{run.path}: of {total.left_out.count:,} users nobody has an item before --until {request.until}"
+        )
+    facts = {"unknown_items": work.unknown_items.model_dump(mode="json"), "seconds": time.monotonic() - started}
+    return folder.finish({**settings, "counts": total.model_dump(mode="json"), **facts}, parts)
+
+
+def _users_of(data: PreparedData, request: Request) -> _Work:
+    """Users of the prepared data, a part for some row groups in a row."""
+    groups = data.row_groups()
+    if request.user_ids is None:
+        return _Work(list(enumerate(units_of(groups))))
+    ids = read_ids(request.user_ids)
+    places, nobody = groups_with(groups, ids)
+    if not places:
+        raise RunError(
+            f"--user-ids {request.user_ids}: none of the {len(ids):,} ids, such as {', '.join(nobody.examples)}, is "
+            "of a user of the run's data; for other users name a file of their histories with --users"
+        )
+    units = [[places[turn] for turn in unit] for unit in units_of([groups[place] for place in places])]
+    return _Work(list(enumerate(units)), {"only": ids}, left_out=nobody)
+
+
+def _users_in(users: DataConfig, data: PreparedData, folder: RecommendationFolder, *, in_tasks: bool) -> _Work:
+    """Users of a file of histories, a part for each share of them."""
+    dealt = folder.dealt() or _deal(users, data, folder, in_tasks=in_tasks)
+    whom = {"dealt": dealt}
+    return _Work([(share, ()) for share in range(dealt.num_shares)], whom, unknown_items=dealt.unknown_items)
+
+
+def _deal(users: DataConfig, data: PreparedData, folder: RecommendationFolder, *, in_tasks: bool) -> DealtUsers:
+    run = partial(run_with_ray if in_tasks else run_here, bar=partial(stage, say=_say))
+    before = stamp_of(users)
+    try:
+        with _about_file():
+            dealt = deal_users(users, data.item_ids(), folder.room_to_deal(), run)
+        if stamp_of(users) != before:
+            raise SourceError(f"--users {users.source}: changed while it was read; run this again when it is complete")
+    except ReadableError:
+        folder.work.delete()  # what is typed next may be meant otherwise
+        raise
+    folder.has_dealt(dealt)
+    return dealt
+
+
+def _write_parts(
+    wanted: Wanted, units: Sequence[Unit], folder: RecommendationFolder, config: RunConfig
+) -> dict[int, PartCounts]:
+    """What each part holds, once all are written."""
+    parts = folder.parts()
+    missing = [unit for unit in units if unit[0] not in parts]
+    if parts:
+        _say(f"going on: {len(parts)} of {len(units)} parts are there")
+    if not missing:
+        return parts
+    with ray_session(config.scale), stage("recommending", len(missing), say=_say) as done:
+        wait_for_room(config.scale, workers=1)
+        for number, counts in done_by_actors(partial(Recommender, wanted), missing, config.scale):
+            parts[number] = counts
+            done()
+    return parts
+
+
+def _refuse_impossible(config: RunConfig, request: Request, data: PreparedData) -> None:
+    if not 1 <= request.k <= data.manifest.num_items:
+        raise RunError(f"--k {request.k}: expected 1 to {data.manifest.num_items}, so many items are in the catalogue")
+    if request.users and MODELS[config.model.name].has_user_vectors:
+        raise RunError(
+            f"--users {request.users.source}: model.name={config.model.name} has learned a vector for each user of its "
+            "data, and has none for others; leave --users out (--user-ids chooses some of its own), or train a model "
+            "that reads histories only"
+        )
+
+
+def _settings(run: RunDirectory, config: RunConfig, request: Request, data: PreparedData) -> dict[str, Any]:
+    """All that decides what is recommended."""
+    if request.users:
+        with _about_file():
+            stamp = stamp_of(request.users)
+        whom = {"file": request.users.source, "stamp": str(stamp)}
+        whom |= request.users.model_dump(mode="json", include=set(FILE_KEYS))
+    else:
+        whom = {"until": request.until}
+    if request.user_ids is not None:
+        ids = Place.of(request.user_ids).absolute()
+        whom |= {"ids": str(ids), "stamp": str(ids.stamp())}
+    return {
+        "run": str(run.path.absolute()),
+        "weights": run.weights_stamp(),
+        "data": data.manifest.fingerprint,
+        "users": whom,
+        "k": request.k,
+        "exclude_seen": config.evaluate.exclude_seen,
+    }
+
+
+@contextmanager
+def _about_file() -> Iterator[None]:
+    """Errors of readers name `data.source`, which here is `--users`."""
+    try:
+        yield
+    except SourceError as error:
+        raise SourceError(str(error).replace("data.source=", "--users ").replace("data.source:", "--users:")) from None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """What was written, in a few lines."""
+    counts, unknown = manifest["counts"], manifest["unknown_items"]
+    seen = ", none that they had" if manifest["exclude_seen"] else ""
+    size = sum(file["bytes"] for file in manifest["files"])
+    lines = [
+        f"users     {counts['users']:,}, {manifest['k']} items each{seen}",
+        f"shorter   {counts['shorter']:,} users have fewer candidates" if counts["shorter"] else "",
+        _left_out("left out  {count:,} users of whom nothing is known to go by ({examples})", counts["left_out"]),
+        _left_out(
+            f"unknown   {counts['unknown']:,} interactions with {{count:,}} items that are not in the catalogue "
+            "({examples})",
+            unknown,
+        ),
+        f"written   {manifest['folder']}, {len(manifest['files'])} files, {size / 1e6:,.1f} MB, "
+        f"in {manifest['seconds']:,.0f} s",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _left_out(words: str, some: dict[str, Any]) -> str:
+    if not some["count"]:
+        return ""
+    more = ["…"] if some["count"] > len(some["examples"]) else []
+    return words.format(count=some["count"], examples=", ".join([*some["examples"], *more]))
+
+
+def users_file(name: str, run: RunConfig, overrides: Sequence[str]) -> DataConfig:
+    """How a file of histories is read: as the run's own source was if it is in the same format, else by its name.
+
+    Args:
+        name: Its path or URI; also a folder or a pattern.
+        run: The run's configuration.
+        overrides: `data.key=value` over that.
+
+    Raises:
+        ConfigError: An override cannot be.
+        SourceError: There is no such file, or its name says nothing.
+    """
+    given = load([], ["model.name=popularity", *overrides]).data.model_dump(mode="json", exclude_unset=True)
+    file = _data_config(overlay({"source": name}, given))
+    with _about_file():
+        kind = format_of(file)
+    with suppress(ReadableError):  # the run's own source may be gone
+        if kind == format_of(run.data):
+            like = run.data.model_dump(mode="json", include=set(FILE_KEYS))
+            return _data_config(overlay(overlay(like, given), {"source": name, "synthetic": _synthetic(run)}))
+    return file
+
+
+def _synthetic(run: RunConfig) -> dict[str, Any]:
+    return run.data.synthetic.model_dump(mode="json")
+
+
+def _data_config(settings: dict[str, Any]) -> DataConfig:
+    return validate({"model": {"name": "popularity"}, "data": settings}).data
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Recommend as the command line says, and print what was written."""
+    run = RunDirectory.open(arguments.run)
+    of_file = [override for override in arguments.overrides if override.startswith("data.")]
+    _refuse_overrides(arguments)
+    seen = ["evaluate.exclude_seen=true"] if arguments.exclude_seen else []
+    with run.config_file.at_hand() as file:
+        config = load([file], [*(one for one in arguments.overrides if one not in of_file), *seen])
+    request = Request(
+        k=arguments.k,
+        until=arguments.until or "all",
+        users=users_file(arguments.users, config, of_file) if arguments.users else None,
+        user_ids=arguments.user_ids,
+    )
+    print(summary(recommend(run, config, request, arguments.output, fresh=arguments.fresh)))
+
+
+def _refuse_overrides(arguments: argparse.Namespace) -> None:
+    if arguments.users and (arguments.until or arguments.user_ids):
+        raise RunError(
+            "--until and --user-ids are for users of the run's data, and --users names others; leave one out"
+        )
+    known = ("evaluate.", "scale.", *(f"data.{key}" for key in FILE_KEYS if arguments.users))
+    for override in arguments.overrides:
+        if not override.startswith(known):
+            raise RunError(
+                f"{override}: the run is trained; only evaluate.*, scale.* and, with --users, "
+                f"{', '.join(f'data.{key}' for key in FILE_KEYS)} can be set when it recommends"
+            )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line of this verb."""
+    found = argparse.ArgumentParser(
+        prog="python -m raysrec.recommend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
+    found.add_argument("--output", required=True, metavar="FOLDER", help="where to write, here or in a store")
+    found.add_argument(
+        "--users",
+        metavar="FILE",
+        help="histories of other users, an interaction a row (columns user, item, time), in any format that prepare "
+        "reads; items that the run does not know are left out, and so are users who have no other",
+    )
+    found.add_argument(
+        "--user-ids", metavar="FILE", help="only these users of the run's data: a text file, an id a line"
+    )
+    found.add_argument(
+        "--until",
+        choices=UNTIL,
+        help="read all of a history (default), or what came before the item that is ranked in test or validation",
+    )
+    found.add_argument("--k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
+    found.add_argument(
+        "--exclude-seen",
+        action="store_true",
+        help="leave out what a user had; without it as the run was evaluated (evaluate.exclude_seen)",
+    )
+    found.add_argument("--fresh", action="store_true", help="throw away the recommendations that are there")
+    found.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 data.columns.user=customer"
+    )
+    return found
+
+
+if __name__ == "__main__":
+    run_verb(main, parser())
