@@ -26,6 +26,8 @@ from raysrec.data.reading import Reader, read_directly
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel
+from raysrec.nodes import check_nodes
+from raysrec.placement import task_options
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.resources import wait_for_room
@@ -139,7 +141,7 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
         fn_kwargs=arguments,
         compute=ray.data.TaskPoolStrategy(size=config.scale.max_workers),
         batch_size=None,
-        num_cpus=1,
+        **task_options(config.scale),
     )
     ranked.context.enable_progress_bars = False
     ranked.context.execution_options.preserve_order = True
@@ -223,6 +225,7 @@ def main(arguments: argparse.Namespace) -> None:
     record = json.loads(run.metrics_file.read_text())
     data = PreparedData.open(record["prepared"])
     with ray_session(config.scale):
+        check_nodes([data.directory, run.path])
         wait_for_room(config.scale, workers=1)
         record["splits"] = evaluate(run, data, config)
         record["evaluate"] = config.evaluate.model_dump(mode="json")
