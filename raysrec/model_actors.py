@@ -18,6 +18,7 @@ import torch
 from raysrec.config import ScaleConfig
 from raysrec.errors import readable
 from raysrec.faults import is_out_of_memory
+from raysrec.placement import task_options
 from raysrec.runtime import ClusterError, threads_per_worker, wants_gpu
 
 Do = Callable[[Any], Any]
@@ -71,7 +72,8 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    on_gpu, workers = wants_gpu(scale), min(scale.max_workers, len(work))
+    # Machines that are named for data have no GPUs.
+    on_gpu, workers = wants_gpu(scale) and not scale.data_resources, min(scale.max_workers, len(work))
     pieces = [{"work": pickle.dumps(piece)} for piece in work]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts, for which there is no other way yet
@@ -87,8 +89,8 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
             ),
             batch_size=None,
             batch_format="numpy",
-            num_cpus=1,
             num_gpus=int(on_gpu),
+            **task_options(scale),
             max_restarts=0,
         )
     results.context.execution_options.preserve_order = True
