@@ -23,6 +23,7 @@ from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
+from raysrec.mlflow_tracking import require_mlflow
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
@@ -77,7 +78,9 @@ def prepare_to_learn(config: RunConfig) -> PreparedData:
 
     Raises:
         RunError: There is nothing in it to learn from.
+        TrackingError: The configuration names an MLflow server, and MLflow is not installed.
     """
+    require_mlflow(config)
     data = prepare(config.data, scale=config.scale)
     if not data.manifest.num_targets:
         raise RunError(
@@ -159,7 +162,7 @@ def _train_on_workers(
     mailbox_name = _mailbox_name(run)
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name)
-    with shown(mailbox, run.path, show), stop_requests() as stop:
+    with shown(mailbox, run.path, config, show), stop_requests() as stop:
         error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
         given_up = ray.get(mailbox.given_up.remote())
         stopped_by = stop.signal or ray.get(mailbox.stop_asked_by.remote())
@@ -283,6 +286,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
     refuse_idle_workers(config)
+    require_mlflow(config)
     if arguments.dry_run:
         print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
         return

@@ -134,10 +134,9 @@ def page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) ->
 @functools.cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE)
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment
 
 
 @functools.cache

@@ -196,8 +196,8 @@ def _published_part(board: Board, printed: Sequence[Published]) -> list[Part]:
     caption = "The best run of each model here beside what papers print"
     tables = [Table(caption, headers, rows, sortable=True)] if rows else []
     after = [
-        "Papers differ from these runs, and from each other, in the copy of the data, how ties in time are broken, what "
-        "is learned from and how long: their figures are neighbours, not targets to the digit."
+        "Papers differ from these runs, and from each other, in the copy of the data, how ties in time are broken, "
+        "what is learned from and how long: their figures are neighbours, not targets to the digit."
     ]
     after += [f"Printed in {source}, and no run of it here: {', '.join(models)}." for source, models in missing.items()]
     return [Part("Beside published figures", tables=tables, after=after)]
