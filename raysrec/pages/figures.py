@@ -15,10 +15,10 @@ COLOURS = 8
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "cross")
 
-Line = tuple[Sequence[float], Sequence[float]]
+Line = tuple[Sequence[int | float], Sequence[int | float]]
 """Places along x, and values."""
 
-Interval = tuple[float, float, float]
+Interval = tuple[int | float, int | float, int | float]
 """A mean and its bounds."""
 
 
@@ -120,7 +120,7 @@ def forest(
 
 
 def points(
-    names: Sequence[str], xs: Sequence[Any], ys: Sequence[float], *, x: str, y: str, log: bool = False
+    names: Sequence[str], xs: Sequence[Any], ys: Sequence[int | float], *, x: str, y: str, log: bool = False
 ) -> "go.Figure":
     """A mark per trial."""
     figure = _figure(x=x, y=y)
@@ -139,14 +139,14 @@ def points(
     return figure
 
 
-def front(figure: "go.Figure", xs: Sequence[float], ys: Sequence[float]) -> "go.Figure":
+def front(figure: "go.Figure", xs: Sequence[int | float], ys: Sequence[int | float]) -> "go.Figure":
     """Draw the best that can be had for each time into a figure of trials."""
     line = {"shape": "hv", "width": 1.5}
     figure.add_scatter(x=list(xs), y=list(ys), mode="lines", line=line, meta={"series": 1}, hoverinfo="skip")
     return figure
 
 
-def bars(shares: Mapping[str, float], *, x: str) -> "go.Figure":
+def bars(shares: Mapping[str, int | float], *, x: str) -> "go.Figure":
     """A bar per name, the first on top."""
     figure = _figure(x=x, y="")
     text = [f"{share:.0%}" for share in shares.values()]

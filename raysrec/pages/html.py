@@ -30,7 +30,7 @@ class Cell:
     """The number of the run whose colour stands in it."""
     note: str = ""
     """Smaller, behind the text."""
-    sort: float | str | None = None
+    sort: int | float | str | None = None
     """What it is sorted by; its text if not said."""
     strong: bool = False
 

@@ -66,7 +66,7 @@ def _importance(trials: Sequence[Trial], name: str) -> Importance:
     n, k = len(ranks), int(groups.max()) + 1
     share = max(0.0, 1 - (1 - between) * (n - 1) / (n - k)) if n > k else 0.0
     p_value = (1 + int((by_chance >= between - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return Importance(name, share, p_value)
+    return Importance(name, float(share), float(p_value))
 
 
 def is_number(values: Sequence[Any]) -> bool:

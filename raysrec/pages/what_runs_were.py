@@ -124,7 +124,7 @@ def _settings(runs: Sequence[Run]) -> list[Table]:
 def _common(runs: Sequence[Run]) -> Table:
     flat = [_flat(run.settings) for run in runs]
     keys = [key for key in _keys(flat) if len({words.setting(one.get(key)) for one in flat}) == 1]
-    rows = [[Cell(key), Cell(words.setting(flat[0][key]))] for key in keys]
+    rows = [[Cell(key), Cell(words.setting(flat[0].get(key)))] for key in keys]
     caption = "Settings that they have in common" if len(runs) > 1 else "All its settings"
     return Table(caption, ["setting", "value"], rows)
 

@@ -5,7 +5,9 @@ import math
 from raysrec.pages.html import Cell
 
 
-def score(mean: float | None, low: float | None = None, high: float | None = None, *, strong: bool = False) -> Cell:
+def score(
+    mean: int | float | None, low: int | float | None = None, high: int | float | None = None, *, strong: bool = False
+) -> Cell:
     """A score with the half-width of its interval; empty where there is none."""
     if mean is None or math.isnan(mean):
         return Cell("")
@@ -13,17 +15,17 @@ def score(mean: float | None, low: float | None = None, high: float | None = Non
     return Cell(f"{mean:.4f}", note=note, sort=mean, strong=strong)
 
 
-def signed(value: float) -> str:
+def signed(value: int | float) -> str:
     """With its sign; minus as it is printed."""
     return f"{value:+.4f}".replace("-", "−")
 
 
-def p_value(p: float) -> str:
+def p_value(p: int | float) -> str:
     """A p-value, as exact as it is worth."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def duration(seconds: float | None) -> Cell:
+def duration(seconds: int | float | None) -> Cell:
     """Hours, minutes and seconds, the two largest that are not zero."""
     if seconds is None or math.isnan(seconds):
         return Cell("")
@@ -33,7 +35,7 @@ def duration(seconds: float | None) -> Cell:
     return Cell(text, sort=seconds)
 
 
-def number(value: float | None, form: str = ",.0f") -> Cell:
+def number(value: int | float | None, form: str = ",.0f") -> Cell:
     """A number; empty where there is none."""
     return Cell("") if value is None or math.isnan(value) else Cell(format(value, form), sort=value)
 
