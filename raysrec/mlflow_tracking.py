@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raysrec.config import RunConfig
@@ -27,15 +27,18 @@ FILE = "mlflow.json"
 SEND_EVERY_S = 5.0
 """Seconds between two messages to the server."""
 
-LAST_TRY_S = 30.0
-"""Seconds that the end of a training waits for the server."""
+LAST_TRY_S = 60.0
+"""Seconds that the end of a training waits for a server that fails."""
+
+AGAIN_S = 2.0
+"""Seconds until a message that failed at the end is sent again."""
 
 AT_ONCE = 1_000
 """Numbers in one message, which servers take."""
 
 _SETTINGS = {
     # MLflow's own patience would be minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     # It would print between the lines of a training.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -87,7 +90,7 @@ class MlflowRun:
     def close(self) -> None:
         """Send what is left."""
         self._closing.set()
-        self._thread.join(LAST_TRY_S)
+        self._thread.join()
         if self._pending:
             _log.warning(
                 "MLflow at %s: the last %d events are not there; log.jsonl has them",
@@ -98,9 +101,10 @@ class MlflowRun:
     def _send_until_closed(self) -> None:
         while not self._closing.wait(SEND_EVERY_S):
             self._send()
-        self._send()
+        _again_and_again(self._send)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send what there is; did it arrive?"""
         events = list(self._pending)
         try:
             self._server.write(events)
@@ -108,9 +112,10 @@ class MlflowRun:
             if not self._warned:
                 _warn(self._server.uri, error, "training goes on, and it is tried again")
             self._warned = True
-        else:
-            del self._pending[: len(events)]
-            self._warned = False
+            return False
+        del self._pending[: len(events)]
+        self._warned = False
+        return True
 
 
 def log_test_scores(config: RunConfig, directory: AnyPath, record: Mapping[str, Any]) -> None:
@@ -118,10 +123,26 @@ def log_test_scores(config: RunConfig, directory: AnyPath, record: Mapping[str, 
     if not config.storage.mlflow:
         return
     server = _Server(config, Place.of(directory))
-    try:
-        server.finish(record)
-    except Exception as error:
-        _warn(server.uri, error, "the test scores are not there; metrics.json has them")
+    problems: list[Exception] = []
+
+    def send() -> bool:
+        try:
+            server.finish(record)
+        except Exception as error:
+            problems.append(error)
+            return False
+        return True
+
+    if not _again_and_again(send):
+        _warn(server.uri, problems[-1], "the test scores are not there; metrics.json has them")
+
+
+def _again_and_again(send: Callable[[], bool]) -> bool:
+    """Send until it has arrived, for LAST_TRY_S at most; has it?"""
+    ends = time.monotonic() + LAST_TRY_S
+    while not (arrived := send()) and time.monotonic() < ends:
+        time.sleep(AGAIN_S)
+    return arrived
 
 
 class _Server:

@@ -55,10 +55,11 @@ def run_folder(
     (path / "model" / "model.json").write_text(json.dumps({"model": {"name": model}, "num_items": ITEMS}))
     training = {"supervision": "every_position", "loss": "softmax", "workers": 2, "epochs": 4, "steps": 40}
     training |= {"best_epoch": 4, "seconds": 123.4, "seconds_to_best": 99.6}
+    other = {"coverage@10": {"mean": 0.5}}
     splits = {
         split: {
             "users": USERS,
-            "model": scores(ranks[split]) | {"coverage@10": {"mean": 0.5}},
+            "model": scores(ranks[split]) | other,
             "popularity": scores(popularity),
         }
         for split in ranks
@@ -112,8 +113,7 @@ def one_epoch(epoch, level):
 
 
 def step(number, loss):
-    return {
-        "kind": "step", "epoch": 1 + (number - 1) // 10, "step": number, "progress": number / 10,
-        "share_done": number / 40, "loss": loss, "learning_rate": 0.001, "targets_per_s": 1000.0, "tokens_per_s": 1100.0, "padding_share": 0.1,
-        "data_wait_share": 0.01, "elapsed_s": 2.5 * number, "left_s": 100.0 - 2.5 * number,
-    }  # fmt: skip
+    speed = {"targets_per_s": 1000.0, "tokens_per_s": 1100.0, "padding_share": 0.1, "data_wait_share": 0.01}
+    place = {"epoch": 1 + (number - 1) // 10, "step": number, "progress": number / 10, "share_done": number / 40}
+    times = {"elapsed_s": 2.5 * number, "left_s": 100.0 - 2.5 * number}
+    return {"kind": "step", **place, "loss": loss, "learning_rate": 0.001, **speed, **times}
