@@ -26,6 +26,7 @@ from raysrec.data.order import share_of_worker
 from raysrec.data.reading import Reader, read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
+from raysrec.mlflow_tracking import log_test_scores
 from raysrec.model_actors import done_by_actors
 from raysrec.models import SequenceModel
 from raysrec.nodes import check_nodes
@@ -78,29 +79,29 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
     """Rank the held-out items by the best weights and write the scores, with which the run is finished."""
     use_gpu = wants_gpu(config.scale)
     splits = evaluate(run, data, config)
-    run.save_metrics(
-        {
-            "data": config.data.name,
-            "model": config.model.name,
-            "prepared": str(data.directory.absolute()),
-            "split": data.manifest.split.model_dump(mode="json"),
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "training": {
-                "supervision": config.train.supervision,
-                "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
-                "workers": config.scale.max_workers,
-                "epochs": state.epoch,
-                "steps": state.step,
-                "best_epoch": state.best_epoch,
-                "seconds": state.elapsed_s,
-                "seconds_to_best": state.best_elapsed_s,
-                "cpu_seconds": state.cpu_s,
-                "cpu_seconds_to_best": state.best_cpu_s,
-                "restarts": run.restarts(),
-            },
-            "splits": splits,
-        }
-    )
+    record = {
+        "data": config.data.name,
+        "model": config.model.name,
+        "prepared": str(data.directory.absolute()),
+        "split": data.manifest.split.model_dump(mode="json"),
+        "evaluate": config.evaluate.model_dump(mode="json"),
+        "training": {
+            "supervision": config.train.supervision,
+            "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
+            "workers": config.scale.max_workers,
+            "epochs": state.epoch,
+            "steps": state.step,
+            "best_epoch": state.best_epoch,
+            "seconds": state.elapsed_s,
+            "seconds_to_best": state.best_elapsed_s,
+            "cpu_seconds": state.cpu_s,
+            "cpu_seconds_to_best": state.best_cpu_s,
+            "restarts": run.restarts(),
+        },
+        "splits": splits,
+    }
+    run.save_metrics(record)
+    log_test_scores(config, run.path, record)
 
 
 def validation_sums(

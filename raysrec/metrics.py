@@ -135,6 +135,19 @@ def paired_test(ranks_a: Int[np.ndarray, " B"], ranks_b: Int[np.ndarray, " B"], 
     return PairedTest(mean, (mean - _NORMAL_95 * error, mean + _NORMAL_95 * error), p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, made larger so that one false finding in all has the probability they say.
+
+    Holm's step-down form of Bonferroni's correction, in the order given.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
 _NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
 

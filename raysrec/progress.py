@@ -22,8 +22,12 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from raysrec.config import RunConfig
+from raysrec.hyperparameters import hyperparameters
 from raysrec.mailbox import Event
+from raysrec.mlflow_tracking import MlflowRun
 from raysrec.place import AnyPath, Place, PlaceError
+from raysrec.ray_metrics import RayMetrics
 
 POLL_S = 0.5
 """Seconds between two looks into the mailbox."""
@@ -33,24 +37,33 @@ PLAIN_EVERY_S = 15.0
 
 
 @contextmanager
-def shown(mailbox: Any, directory: AnyPath, show: Callable[[Event], None] | None = None) -> Iterator[None]:
+def shown(
+    mailbox: Any, directory: AnyPath, config: RunConfig | None = None, show: Callable[[Event], None] | None = None
+) -> Iterator[None]:
     """While the block runs, show and record what arrives in the mailbox.
 
     Args:
         mailbox: An actor's handle.
         directory: Of the run.
+        config: Of the run, where its settings are recorded, too, and told to Ray's metrics and an MLflow server.
         show: Is given each event, in place of a bar or of lines.
     """
     import ray
     from ray.exceptions import RayError
 
     stop = threading.Event()
-    with Recorder(directory) as recorder, contextlib.nullcontext(show) if show else _screen() as screen:
+    with (
+        Recorder(directory, config) as recorder,
+        _listeners(directory, config) as listeners,
+        contextlib.nullcontext(show) if show else _screen() as screen,
+    ):
 
         def deliver() -> None:
             for event in ray.get(mailbox.take.remote()):
                 recorder.record(event)
                 screen(event)
+                for listener in listeners:
+                    listener.record(event)
 
         def watch() -> None:
             while not stop.wait(POLL_S):
@@ -67,14 +80,30 @@ def shown(mailbox: Any, directory: AnyPath, show: Callable[[Event], None] | None
                 deliver()
 
 
+@contextmanager
+def _listeners(directory: AnyPath, config: RunConfig | None) -> Iterator[list[RayMetrics | MlflowRun]]:
+    """Who else is told of a run."""
+    listeners: list[RayMetrics | MlflowRun] = []
+    if config is not None:
+        listeners.append(RayMetrics(Place.of(directory).absolute().name))
+        if config.storage.mlflow:
+            listeners.append(MlflowRun(config, directory))
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
 class Recorder:
-    """Appends every event to `log.jsonl` and its numbers to TensorBoard.
+    """Appends every event to `log.jsonl` and its numbers to TensorBoard, with the settings for its table of runs.
 
     A store's files cannot be appended to: there both are kept on this machine and sent after each epoch and at the end.
     """
 
-    def __init__(self, directory: AnyPath) -> None:
+    def __init__(self, directory: AnyPath, config: RunConfig | None = None) -> None:
         self._place = Place.of(directory)
+        self._config = config
         self._epoch: object = None
 
     def __enter__(self) -> "Recorder":
@@ -85,6 +114,8 @@ class Recorder:
 
         self._log: TextIO = (self._directory / "log.jsonl").open("a")
         self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))
+        if self._config is not None:
+            self._describe(self._config)
         return self
 
     def record(self, event: Event) -> None:
@@ -105,6 +136,17 @@ class Recorder:
         self._send()
         if not self._place.is_local:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _describe(self, config: RunConfig) -> None:
+        """Write the settings for TensorBoard's HParams tab.
+
+        No Experiment is written, which would fix the columns for all runs beside it: without one TensorBoard shows
+        the settings of every run and takes all scalars for metrics.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        _, session, _ = hparams(hyperparameters(config), {})  # type: ignore[no-untyped-call]
+        self._board.file_writer.add_summary(session)
 
     def _begun(self) -> Path:
         """A folder of this machine with the log that an earlier start of the run has left."""

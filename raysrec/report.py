@@ -1,18 +1,22 @@
-"""One table of any number of runs, with the popularity baseline beside every result."""
+"""One table of any number of runs, with the popularity baseline beside every result; a page of them, or of a sweep."""
 
 import argparse
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
 from raysrec.command_line import run_verb
+from raysrec.pages import runs_page, write_sweep_page
+from raysrec.pages.published import DEFAULT
+from raysrec.pages.runs import other_rule
+from raysrec.pages.trials import is_sweep
 from raysrec.place import AnyPath, Place
 from raysrec.progress import shown_cutoff
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.schema import date_of
 
 Record = dict[str, Any]
 """What `metrics.json` of a finished run says."""
@@ -55,7 +59,7 @@ def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple
     for data, group in groupby(finished, key=lambda pair: _ranked_on(pair[1])):
         runs = list(group)
         for run, record in runs:
-            name = run + _other_rule(record)
+            name = run + other_rule(record)
             rows.append([*_row(name, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
         rows.append(_row(f"popularity ({data})", runs[0][1]["splits"][split], "popularity", metrics))
     rows += [[run, "not finished"] for run, record in records if not record]
@@ -69,15 +73,7 @@ def _record(path: AnyPath) -> Record | None:
 
 def _ranked_on(record: Record) -> str:
     """Which data and by which rule: only runs that agree on both are compared with one popularity row."""
-    return str(record["data"]) + _other_rule(record)
-
-
-def _other_rule(record: Record) -> str:
-    split, words = record.get("split", {}), ""  # runs of before there was a choice say nothing of it
-    if split.get("name") == "temporal":
-        words = f", learned before {date_of(split['validate_from'])}, tested on {split['target']} items from "
-        words += date_of(split["test_from"])
-    return words + (", seen items left out" if record["evaluate"]["exclude_seen"] else "")
+    return str(record["data"]) + other_rule(record)
 
 
 def _score(record: Record, split: str, metric: str) -> float | None:
@@ -115,11 +111,23 @@ def _cell(value: dict[str, float] | None) -> str:
 def main(arguments: argparse.Namespace) -> None:
     """Print the table of the runs that were named."""
     paths = [place for name in arguments.runs for place in _folders(name)]
+    sweeps = [path for path in paths if is_sweep(path)]
+    if sweeps and (len(paths) > 1 or not arguments.page):
+        raise RunError(
+            f"{sweeps[0]}: is a sweep; name it alone and with --page FILE, or its trials as {sweeps[0]}/trials/*"
+        )
+    if sweeps:
+        print(write_sweep_page(sweeps[0], arguments.page))
+        return
     if not paths:
         raise RunError(f"{' '.join(arguments.runs)}: holds no run directory; runs are made by raysrec.train")
     print(table(paths, split=arguments.split, style=arguments.format))
     for line in restarts(paths) if arguments.format == "simple" else []:
         print(line)
+    if arguments.page:
+        published = Path(arguments.published) if arguments.published else DEFAULT
+        Place.of(arguments.page).write(runs_page(paths, split=arguments.split, published=published))
+        print(f"page  {arguments.page}")
 
 
 def _folders(name: str) -> list[Place]:
@@ -143,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
         default="simple",
         metavar="FORMAT",
         help="simple, github, latex, tsv or another format of tabulate (default: simple)",
+    )
+    parser.add_argument("--page", metavar="FILE", help="also write an HTML page with plots, which opens offline")
+    parser.add_argument(
+        "--published",
+        metavar="FOLDER",
+        help="figures of papers, for the page (default: configs/published of a checkout)",
     )
     return parser
 

@@ -23,6 +23,7 @@ from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
+from raysrec.mlflow_tracking import require_mlflow
 from raysrec.nodes import check_nodes, refuse_fleeting
 from raysrec.placement import room, worker_bundle
 from raysrec.plan import plan
@@ -82,7 +83,9 @@ def prepare_to_learn(config: RunConfig) -> PreparedData:
 
     Raises:
         RunError: There is nothing in it to learn from.
+        TrackingError: The configuration names an MLflow server, and MLflow is not installed.
     """
+    require_mlflow(config)
     data = prepare(config.data, scale=config.scale)
     if not data.manifest.num_targets:
         raise RunError(
@@ -164,7 +167,7 @@ def _train_on_workers(
     mailbox_name = _mailbox_name(run)
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name)
-    with shown(mailbox, run.path, show), stop_requests() as stop:
+    with shown(mailbox, run.path, config, show), stop_requests() as stop:
         error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
         given_up = ray.get(mailbox.given_up.remote())
         stopped_by = stop.signal or ray.get(mailbox.stop_asked_by.remote())
@@ -291,6 +294,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
     refuse_idle_workers(config)
+    require_mlflow(config)
     if arguments.dry_run:
         _dry_run(config)
         return

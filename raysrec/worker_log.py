@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import torch
+
 from raysrec.checkpoints import TrainingState
 from raysrec.config import RunConfig
 from raysrec.engine import StepResult, learning_rate, share_done
@@ -133,5 +135,6 @@ class WorkerLog:
                 "data_wait_share": waited / seconds,
                 "elapsed_s": elapsed_s,
                 "left_s": elapsed_s * (1 / share - 1),
+                **({"gpu_memory_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}),
             }
         )

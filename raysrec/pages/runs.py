@@ -1,0 +1,209 @@
+"""What a run has left in its directory, read for a page: scores, ranks, curves, settings, and what is missing.
+
+A page is made of whatever there is. What cannot be read is said in the run's `problems` and left out; it never stops
+the page of the others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from raysrec.mailbox import Event
+from raysrec.place import AnyPath, Place
+from raysrec.run_directory import RunDirectory, RunError
+from raysrec.schema import date_of
+
+Settings = dict[str, Any]
+"""A configuration as nested plain values."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one split of a run, in order of users; 1 is best."""
+
+    users: np.ndarray
+    """User numbers, ascending."""
+    ranks: np.ndarray
+    """By the model."""
+    popularity_ranks: np.ndarray
+    """By how often an item was learned from: which place the target has among all items."""
+    lengths: np.ndarray
+    """Interactions before the target."""
+
+    @cached_property
+    def targets(self) -> str:
+        """A text that is the same for two runs only if they ranked the same users' same targets."""
+        columns = (self.users, self.lengths, self.popularity_ranks)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(column).tobytes() for column in columns)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, as far as it could be read."""
+
+    name: str
+    path: str
+    settings: Settings
+    """Its configuration, with the defaults of this raysrec where it says nothing."""
+    record: dict[str, Any] | None
+    """What `metrics.json` says; None while the run is not finished."""
+    events: list[Event]
+    """What counts of its log: of steps that were repeated after a restart, the last time."""
+    restarts: list[Event]
+    """Where it had to go on, and why."""
+    last_written: str
+    """When its log was last written to, in UTC."""
+    provenance: dict[str, Any]
+    num_items: int | None
+    """Size of the catalogue; None where no model was saved yet."""
+    ranks: dict[str, Ranks] = field(default_factory=dict)
+    """By split."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be read, in words."""
+
+    @property
+    def data(self) -> str:
+        """The name of its data set."""
+        return str(self.settings.get("data", {}).get("name", "unknown data"))
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return str(self.settings.get("model", {}).get("name", "unknown model"))
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """Its events of one kind, oldest first."""
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def read_runs(paths: Iterable[AnyPath]) -> list[Run]:
+    """Read run directories, in the order given; two of the same folder name get the folder above theirs in front.
+
+    Raises:
+        RunError: A folder is no run.
+        PlaceError: A store fails.
+    """
+    places = [Place.of(path).absolute() for path in paths]
+    names = [place.name for place in places]
+    return [
+        _read(place, name if names.count(name) == 1 else "/".join(place.path.rstrip("/").split("/")[-2:]))
+        for place, name in zip(places, names, strict=True)
+    ]
+
+
+def _read(place: Place, name: str) -> Run:
+    run, problems = RunDirectory.open(place), list[str]()
+    settings = _settings(run, problems)
+    record = _json(run.metrics_file, problems)
+    events = read_events(place / "log.jsonl", problems)
+    return Run(
+        name=name,
+        path=str(place),
+        settings=settings,
+        record=record,
+        events=kept_events(events),
+        restarts=[event for event in events if event["kind"] in ("start", "failure")][1:],
+        last_written=_time_of(place / "log.jsonl"),
+        provenance=_json(place / "provenance.json", problems) or {},
+        num_items=(_json(run.model_directory / "model.json", problems) or {}).get("num_items"),
+        ranks=_ranks(run, problems) if record else {},
+        problems=problems,
+    )
+
+
+def read_events(file: Place, problems: list[str]) -> list[Event]:
+    """The events of a `log.jsonl`; of a line that is none, it is said how many there are.
+
+    A driver that was killed may have written half a last line, which is passed over.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        problems.append("there is no log.jsonl, so there are no curves")
+        return []
+    events, broken = [], 0
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+            event["kind"] += ""
+        except (ValueError, TypeError, KeyError):
+            broken += number < len(lines)
+        else:
+            events.append(event)
+    if broken:
+        problems.append(f"{broken} lines of log.jsonl are no events and are left out")
+    return events
+
+
+def kept_events(events: Iterable[Event]) -> list[Event]:
+    """The events without those of steps that were lost when training went on from an earlier checkpoint."""
+    kept: list[Event] = []
+    for event in events:
+        if event["kind"] == "start":
+            kept = [old for old in kept if old.get("step", -1) <= event.get("step", 0)]
+        kept.append(event)
+    return kept
+
+
+def _settings(run: RunDirectory, problems: list[str]) -> Settings:
+    try:
+        return run.config().model_dump(mode="json")
+    except RunError:
+        problems.append("its config.yaml is of another version of raysrec and is shown as it stands")
+    try:
+        found = yaml.safe_load(run.config_file.read_text())
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _time_of(file: Place) -> str:
+    changed = file.info().mtime
+    return f"{changed.astimezone(UTC):%Y-%m-%d %H:%M}" if changed else "never"
+
+
+def _json(file: Place, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        problems.append(f"{file.name} is not JSON ({error})")
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _ranks(run: RunDirectory, problems: list[str]) -> dict[str, Ranks]:
+    try:
+        with run.ranks_file.at_hand() as file:
+            table = pq.read_table(file)
+        return {split: _split(table, split) for split in pc.unique(table["split"]).to_pylist()}
+    except FileNotFoundError:
+        problems.append("there is no ranks.parquet, so it is in no test and in no score by group of users")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        problems.append(f"its ranks.parquet cannot be read ({' '.join(str(error).split())[:200]})")
+    return {}
+
+
+def _split(table: pa.Table, split: str) -> Ranks:
+    rows = table.filter(pc.equal(table["split"], split)).sort_by("user")
+    return Ranks(*(rows[name].to_numpy().copy() for name in ("user", "rank", "popularity_rank", "history_length")))
+
+
+def other_rule(record: dict[str, Any]) -> str:
+    """How a finished run was ranked, where that is not the usual way, to be put behind a name; empty otherwise."""
+    split, words = record.get("split", {}), ""  # runs of before there was a choice say nothing of it
+    if split.get("name") == "temporal":
+        words = f", learned before {date_of(split['validate_from'])}, tested on {split['target']} items from "
+        words += date_of(split["test_from"])
+    return words + (", seen items left out" if record.get("evaluate", {}).get("exclude_seen") else "")

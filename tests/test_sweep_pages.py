@@ -1,0 +1,154 @@
+"""The page of a sweep: its records read, which parameters mattered, and what none beats in less time."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from raysrec import report
+from raysrec.command_line import run_verb
+from raysrec.pages import Point, Sweep, Trial, sweep_page, write_sweep_page
+from raysrec.pages.importance import LEAST_TRIALS, importances
+from raysrec.pages.trials import is_sweep, pareto, read_sweep
+from raysrec.run_directory import RunError
+
+
+def trial(number, score=None, seconds=10.0, state="finished", **parameters):
+    curve = () if score is None else (Point(1, seconds / 2, score / 2), Point(2, seconds, score))
+    return Trial(f"trial-{number:03}", parameters, state, curve)
+
+
+def sweep_folder(path, trials, settings=None):
+    """A sweep's folder as raysrec.tune writes it."""
+    path.mkdir()
+    described = {"name": "rates", "metric": "ndcg@10", "search": "random", "scheduler": {"name": "asha", "grace": 2}}
+    (path / "sweep.yaml").write_text(yaml.safe_dump({"sweep": described | (settings or {}), "config": {}}))
+    (path / "trials.jsonl").write_text("".join(json.dumps(one) + "\n" for one in trials))
+    return path
+
+
+def record(number, curve, state="finished", why="", **parameters):
+    return {
+        "number": number,
+        "name": f"trial-{number:03}",
+        "parameters": parameters,
+        "state": state,
+        "why": why,
+        "curve": curve,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    trials = [
+        record(
+            0, [[1, 0.1, 5.0], [2, 0.2, 10.0], [3, 0.15, 15.0]], **{"train.learning_rate": 0.001, "model.gate": "silu"}
+        ),
+        record(1, [[1, 0.25, 60.0]], "stopped", **{"train.learning_rate": 0.1, "model.gate": "relu"}),
+        record(2, [], "failed", "a worker ran out of memory", **{"train.learning_rate": 1.0, "model.gate": "relu"}),
+        record(3, [], "waiting", **{"train.learning_rate": 0.5, "model.gate": "silu"}),
+    ]
+    return sweep_folder(tmp_path / "sweep", trials)
+
+
+def test_a_sweep_is_read_as_it_was_written(folder):
+    sweep = read_sweep(folder)
+    assert (sweep.metric, sweep.finished, sweep.parameters) == ("ndcg@10", False, ["train.learning_rate", "model.gate"])
+    assert [trial.name for trial in sweep.ranked] == ["trial-001", "trial-000", "trial-002", "trial-003"]
+    best = sweep.trials[0].best
+    assert (best, sweep.trials[0].seconds) == (Point(2, 10.0, 0.2), 15.0)
+    assert sweep.trials[0].run.endswith("sweep/trials/trial-000")
+    assert sweep.how == "search random, scheduler asha (grace 2)"
+    assert is_sweep(folder)
+
+
+def test_the_page_is_written_into_the_sweep_and_says_how_far_it_is(folder):
+    place = write_sweep_page(folder)
+    page = place.read_text()
+    assert str(place) == str(folder / "report.html")
+    for text in ("1 finished, 1 stopped, 1 failed, 1 waiting", "not finished", "trial-001 reached 0.2500 at epoch 1",
+                 "a worker ran out of memory", "Nothing can be said of any parameter"):  # fmt: skip
+        assert text in page
+
+
+def test_the_best_configuration_stands_in_it_when_the_sweep_is_done(folder):
+    (folder / "best.yaml").write_text("train: {learning_rate: 0.1}  # <best>\n")
+    assert "train: {learning_rate: 0.1}  # &lt;best&gt;" in write_sweep_page(folder).read_text()
+
+
+def test_a_sweep_without_any_score_has_a_page(tmp_path):
+    assert "No trial has been validated yet" in sweep_page(Sweep("new", "ndcg@10", [trial(0, lr=1.0)], finished=False))
+    assert "none yet" in sweep_page(Sweep("new", "ndcg@10", [], finished=False))
+
+
+def test_a_folder_that_is_no_sweep_is_an_error_in_words(folder, tmp_path):
+    with pytest.raises(RunError, match=r"is no sweep .* name a folder that raysrec.tune has written"):
+        write_sweep_page(tmp_path)
+    (folder / "trials.jsonl").write_text('{"name": "trial-000"}\n')
+    with pytest.raises(RunError, match=r"sweep: its sweep\.yaml or trials\.jsonl does not read as a sweep's: KeyError"):
+        read_sweep(folder)
+
+
+def test_the_verb_makes_the_page_of_a_sweep(folder, monkeypatch, capsys, tmp_path):
+    def say(*words):
+        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            run_verb(report.main, report._parser())
+        return stopped.value.code
+
+    assert say(folder, "--page", tmp_path / "page.html") == 0
+    assert "Sweep sweep" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert say(folder) == 2
+    assert "is a sweep; name it alone and with --page FILE" in capsys.readouterr().err
+
+
+def test_the_parameter_that_decides_the_score_is_the_most_important():
+    draw = np.random.default_rng(1)
+    trials = []
+    for number in range(32):
+        rate, blocks, gate = 10 ** draw.uniform(-4, -1), int(draw.integers(1, 4)), str(draw.choice(["silu", "relu"]))
+        score = 0.5 - abs(blocks - 2) * 0.2 + 0.02 * draw.random()  # neither more nor less of it is better
+        trials.append(trial(number, score, rate=rate, blocks=blocks, gate=gate))
+    first, *others = importances(trials, ["rate", "blocks", "gate"])
+    assert first.parameter == "blocks"
+    assert first.share > 0.4
+    assert first.p_value < 0.001
+    assert all(other.share < 0.3 and other.p_value > 0.01 for other in others)
+
+
+def test_a_number_is_important_by_its_quarters():
+    trials = [trial(number, score=0.1 + 0.01 * number, rate=float(2**number), noise=number % 5) for number in range(16)]
+    found = {one.parameter: one for one in importances(trials, ["noise", "rate"])}
+    assert found["rate"].share > 0.8
+    assert found["rate"].p_value < 0.01
+    assert found["noise"].p_value > 0.05
+
+
+@pytest.mark.parametrize(
+    ("trials", "reason"),
+    [
+        ([trial(n, 0.1 * n, lr=n % 2) for n in range(LEAST_TRIALS - 1)], "7 trials have a score, fewer than 8"),
+        ([trial(n, lr=n % 2) for n in range(20)], "0 trials have a score, fewer than 8"),
+        ([trial(n, 0.01 * n, lr="same") for n in range(20)], "fewer than two of its values were tried 2 times or more"),
+        ([trial(n, 0.01 * n, lr=str(n)) for n in range(20)], "fewer than two of its values were tried 2 times or more"),
+        ([trial(n, 0.3, lr=n % 2) for n in range(20)], "all scores are the same"),
+    ],
+)
+def test_nothing_is_said_where_nothing_can_be(trials, reason):
+    (one,) = importances(trials, ["lr"])
+    assert (one.share, one.p_value, one.reason) == (None, None, reason)
+
+
+def test_the_front_is_what_none_beats_in_less_time():
+    trials = [
+        trial(0, 0.2, 10.0),
+        trial(1, 0.1, 20.0),
+        trial(2, 0.3, 30.0),
+        trial(3, 0.3, 40.0),
+        trial(4),
+        trial(5, 0.25, 10.0),
+    ]
+    assert [one.name for one in pareto(trials)] == ["trial-005", "trial-002"]
