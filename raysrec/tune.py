@@ -25,6 +25,9 @@ from raysrec.command_line import config_parser, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
+from raysrec.pages import write_sweep_page
+from raysrec.pages.importance import importances
+from raysrec.pages.trials import read_sweep
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
@@ -33,7 +36,6 @@ from raysrec.runtime import SPARE_CPUS, in_cluster, ray_session, threads_per_wor
 from raysrec.stopping import StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
-from raysrec.sweep.importance import parameter_importance
 from raysrec.sweep.loading import Sweep, load_sweep
 from raysrec.sweep.record import SweepDirectory, TrialRecord
 from raysrec.sweep_table import best_trial, final_table, in_words, sweep_shown
@@ -215,8 +217,11 @@ def print_sweep(directory: SweepDirectory) -> None:
     """Print all trials, the best first, what mattered, and how to train the best."""
     settings, trials = directory.settings, directory.trials
     print(final_table(settings, trials))
-    if shares := parameter_importance(trials):
-        print("\nimportance  " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()))
+    found = read_sweep(directory.path)
+    shares = [one for one in importances(found.trials, found.parameters) if one.share is not None]
+    if shares:
+        print("\nimportance  " + ", ".join(f"{one.parameter} {one.share:.0%}" for one in shares))
+    print(f"\npage  {write_sweep_page(directory.path)}")
     if (best := best_trial(trials)) is None:
         return
     print(f"\nbest  {best.name}: {in_words(best)}")

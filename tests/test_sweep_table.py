@@ -7,9 +7,7 @@ from rich.console import Console
 from sweeps import make_sweep, validation
 
 from raysrec import sweep_table
-from raysrec.sweep import TrialRecord
 from raysrec.sweep.book import TrialBook
-from raysrec.sweep.importance import parameter_importance
 from raysrec.sweep_table import final_table, live_table, sweep_shown
 
 SPACE = {"model.num_blocks": {"grid": [1, 2, 3, 4]}, "model.dropout": {"grid": [0.1]}}
@@ -98,28 +96,3 @@ def test_the_final_table_has_the_best_first_and_those_without_a_score_last(book)
                                "epochs", "trained", "in", "state"]  # fmt: skip
     assert [row.split()[0] for row in rows[2:]] == ["trial-001", "trial-000", "trial-002"]
     assert rows[4].endswith("failed: the loss is NaN")
-
-
-def trials(points):
-    return [
-        TrialRecord(number=n, name=f"trial-{n:03d}", parameters=parameters, curve=((1, float(score), 1.0),))
-        for n, (parameters, score) in enumerate(points)
-    ]
-
-
-def test_importance_is_the_share_of_what_each_parameter_explains():
-    points = [({"a": a, "b": b, "c": c}, 3 * a + b) for a in range(4) for b in range(4) for c in ("x", "y")]
-    shares = parameter_importance(trials(points))
-    assert list(shares) == ["a", "b", "c"]
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares == pytest.approx({"a": 0.9, "b": 0.1, "c": 0.0})  # variances of 9 to 1
-
-
-def test_importance_sees_what_a_number_with_many_values_does():
-    points = [({"rate": 10 ** (-n / 7), "noise": (n * 37) % 41}, -abs(n - 20)) for n in range(40)]
-    assert parameter_importance(trials(points))["rate"] > 0.9
-
-
-def test_of_few_or_equal_trials_nothing_is_said():
-    assert parameter_importance(trials([({"a": 1}, 1), ({"a": 2}, 2)])) == {}
-    assert parameter_importance(trials([({"a": n}, 1) for n in range(9)])) == {}
