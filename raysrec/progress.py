@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -105,6 +105,8 @@ class Recorder:
         self._place = Place.of(directory)
         self._config = config
         self._epoch: object = None
+        self._unwritten = b""
+        self._told = False
 
     def __enter__(self) -> "Recorder":
         self._directory = self._place.local if self._place.is_local else self._begun()
@@ -112,30 +114,48 @@ class Recorder:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._log: TextIO = (self._directory / "log.jsonl").open("a")
+        # Without a buffer of Python's, which forgets what it could not write.
+        self._log = (self._directory / "log.jsonl").open("ab", buffering=0)
         self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))
         if self._config is not None:
             self._describe(self._config)
         return self
 
     def record(self, event: Event) -> None:
-        """Keep one event."""
-        self._log.write(json.dumps(event) + "\n")
-        self._log.flush()
-        for name, value in event.items():
-            if name not in ("kind", "step") and "step" in event and isinstance(value, int | float):
-                tag = name if "/" in name else f"{event['kind']}/{name}"
-                self._board.add_scalar(tag, value, event["step"])
+        """Keep one event. Where the disk is full it is kept in memory, and written with the next that can be."""
+        self._unwritten += f"{json.dumps(event)}\n".encode()
+        with self._told_once():
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._log.write(self._unwritten) :]
+        with self._told_once():
+            self._draw(event)
         if event["kind"] == "validation" or event.get("epoch", self._epoch) != self._epoch:
             self._epoch = event["epoch"]
             self._send()
 
     def __exit__(self, *error: object) -> None:
-        self._log.close()
-        self._board.close()
+        for kept in (self._log, self._board):
+            with self._told_once():
+                kept.close()
         self._send()
         if not self._place.is_local:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _draw(self, event: Event) -> None:
+        for name, value in event.items():
+            if name not in ("kind", "step") and "step" in event and isinstance(value, int | float):
+                tag = name if "/" in name else f"{event['kind']}/{name}"
+                self._board.add_scalar(tag, value, event["step"])
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
+        """What cannot be written for a full disk is said once, and ends no training."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                logging.getLogger(__name__).warning("%s: %s; training goes on", self._directory, error)
+            self._told = True
 
     def _describe(self, config: RunConfig) -> None:
         """Write the settings for TensorBoard's HParams tab.

@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from full_disk import fill
 from rich.console import Console
 
 from raysrec import progress
@@ -172,3 +173,17 @@ def test_what_was_put_before_the_end_is_recorded_and_shown(tmp_path, monkeypatch
         assert fails
     assert [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").open()] == ["step", "validation"]
     assert "best so far" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
+def test_a_full_disk_is_told_once_and_what_could_not_be_written_comes_later(small_disk, caplog):
+    events = [{"kind": "step", "step": step, "epoch": 1, "loss": 0.5} for step in range(200)]
+    with Recorder(small_disk) as recorder:
+        recorder.record(events[0])
+        fill(small_disk / "somebody-elses")
+        for event in events[1:-1]:
+            recorder.record(event)
+        (small_disk / "somebody-elses").unlink()
+        recorder.record(events[-1])
+    assert [json.loads(line) for line in (small_disk / "log.jsonl").read_text().splitlines()] == events
+    assert caplog.text.count("No space left on device") == 1

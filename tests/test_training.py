@@ -1,12 +1,11 @@
 """The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
 
-import contextlib
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import fill
 from processes import run_together
 from safetensors.torch import load_file
 
@@ -334,20 +333,6 @@ def test_a_save_that_fails_ends_no_training(folder, undisturbed):
     assert_equal(place, whole)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own, of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"this user may mount no disk here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 class FillsTheDisk(Log):
     """Somebody else fills the disk after the first epoch, and makes room again after the second."""
 
@@ -357,9 +342,7 @@ class FillsTheDisk(Log):
 
     def after_validation(self, state, scores):
         if state.epoch == 1:
-            with contextlib.suppress(OSError), self._file.open("wb", buffering=0) as file:
-                while file.write(bytes(4096)):
-                    pass
+            fill(self._file)
         else:
             self._file.unlink(missing_ok=True)
 
