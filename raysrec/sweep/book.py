@@ -179,8 +179,11 @@ class TrialBook:
         self._trials[trial.name] = trial
         try:
             self.sweep.directory.save(self.trials)
-        except PlaceError as error:  # a store that is down now is written to at the next change
-            logger.warning("%s", error)
+        except (
+            PlaceError,
+            OSError,
+        ) as error:  # a store that is down or a disk that is full is written to at the next change
+            logger.warning("%s: %s", self.sweep.directory.path, error)
         return trial
 
     def _tell(self, trial: TrialRecord, event: Event) -> None:
