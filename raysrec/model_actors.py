@@ -96,7 +96,8 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
     results.context.execution_options.preserve_order = True
     results.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised, too
-    for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+    # Nothing is fetched ahead: what has arrived is handed on before the next piece can fail.
+    for block in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for content in block.column("result").to_pylist():
             yield pickle.loads(content)  # noqa: S301 - of this program's own actors, from Ray's memory
 

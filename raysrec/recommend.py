@@ -8,53 +8,39 @@ with the parts that are missing.
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from raysrec.command_line import load, overlay, run_verb, validate
+from raysrec.command_line import load, run_verb
 from raysrec.config import DataConfig, RunConfig
 from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
 from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of
-from raysrec.data.formats import format_of
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
-from raysrec.models import MODELS
-from raysrec.place import Place
 from raysrec.progress import stage
+from raysrec.recommend_request import (
+    FILE_KEYS,
+    UNTIL,
+    Request,
+    about_file,
+    refuse_impossible,
+    settings_of,
+    users_file,
+)
 from raysrec.recommendations import PartCounts, RecommendationFolder
 from raysrec.recommender import Recommender, Unit, Wanted
 from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session
 
-UNTIL = ("all", "test", "validation")
-"""What of a history is read: all of it, or what came before the item that is ranked in evaluation."""
-
-FILE_KEYS = ("format", "columns", "where", "time_unit", "separator")
-"""Settings of `data` that say how a file of histories is read."""
-
 LARGE_INTERACTIONS = 4_000_000
 """From about here on a file of histories is read by tasks of the cluster, in place of this process."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Whom to recommend to, and how many items."""
-
-    k: int = 10
-    """Length of a list."""
-    until: str = "all"
-    """Of users of the run's data: one of `UNTIL`."""
-    users: DataConfig | None = None
-    """A file of histories; None for users of the run's data."""
-    user_ids: str | None = None
-    """A text file with ids of users of the run's data, one a line; None for all of them."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +76,10 @@ def recommend(
         FolderError: The folder cannot be written to.
     """
     data = PreparedData.open(run.finished_metrics()["prepared"])
-    _refuse_impossible(config, request, data)
+    refuse_impossible(config, request, data)
     started, users = time.monotonic(), request.users
     work = _Work(()) if users else _users_of(data, request)
-    folder, settings = RecommendationFolder(output), _settings(run, config, request, data)
+    folder, settings = RecommendationFolder(output), settings_of(run, config, request, data)
     folder.begin(settings, fresh=fresh)
     large = users is not None and about_interactions(users) >= LARGE_INTERACTIONS
     with ray_session(config.scale) if large else nullcontext():
@@ -146,7 +132,7 @@ def _deal(users: DataConfig, data: PreparedData, folder: RecommendationFolder, *
     run = partial(run_with_ray if in_tasks else run_here, bar=partial(stage, say=_say))
     before = stamp_of(users)
     try:
-        with _about_file():
+        with about_file():
             dealt = deal_users(users, data.item_ids(), folder.room_to_deal(), run)
         if stamp_of(users) != before:
             raise SourceError(f"--users {users.source}: changed while it was read; run this again when it is complete")
@@ -175,48 +161,6 @@ def _write_parts(
     return parts
 
 
-def _refuse_impossible(config: RunConfig, request: Request, data: PreparedData) -> None:
-    if not 1 <= request.k <= data.manifest.num_items:
-        raise RunError(f"--k {request.k}: expected 1 to {data.manifest.num_items}, so many items are in the catalogue")
-    if request.users and MODELS[config.model.name].has_user_vectors:
-        raise RunError(
-            f"--users {request.users.source}: model.name={config.model.name} has learned a vector for each user of its "
-            "data, and has none for others; leave --users out (--user-ids chooses some of its own), or train a model "
-            "that reads histories only"
-        )
-
-
-def _settings(run: RunDirectory, config: RunConfig, request: Request, data: PreparedData) -> dict[str, Any]:
-    """All that decides what is recommended."""
-    if request.users:
-        with _about_file():
-            stamp = stamp_of(request.users)
-        whom = {"file": request.users.source, "stamp": str(stamp)}
-        whom |= request.users.model_dump(mode="json", include=set(FILE_KEYS))
-    else:
-        whom = {"until": request.until}
-    if request.user_ids is not None:
-        ids = Place.of(request.user_ids).absolute()
-        whom |= {"ids": str(ids), "stamp": str(ids.stamp())}
-    return {
-        "run": str(run.path.absolute()),
-        "weights": run.weights_stamp(),
-        "data": data.manifest.fingerprint,
-        "users": whom,
-        "k": request.k,
-        "exclude_seen": config.evaluate.exclude_seen,
-    }
-
-
-@contextmanager
-def _about_file() -> Iterator[None]:
-    """Errors of readers name `data.source`, which here is `--users`."""
-    try:
-        yield
-    except SourceError as error:
-        raise SourceError(str(error).replace("data.source=", "--users ").replace("data.source:", "--users:")) from None
-
-
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -229,7 +173,9 @@ def summary(manifest: dict[str, Any]) -> str:
     lines = [
         f"users     {counts['users']:,}, {manifest['k']} items each{seen}",
         f"shorter   {counts['shorter']:,} users have fewer candidates" if counts["shorter"] else "",
-        _left_out("left out  {count:,} users of whom nothing is known to go by ({examples})", counts["left_out"]),
+        _left_out(
+            "left out  {count:,} users who are unknown or have nothing to go by ({examples})", counts["left_out"]
+        ),
         _left_out(
             f"unknown   {counts['unknown']:,} interactions with {{count:,}} items that are not in the catalogue "
             "({examples})",
@@ -246,37 +192,6 @@ def _left_out(words: str, some: dict[str, Any]) -> str:
         return ""
     more = ["…"] if some["count"] > len(some["examples"]) else []
     return words.format(count=some["count"], examples=", ".join([*some["examples"], *more]))
-
-
-def users_file(name: str, run: RunConfig, overrides: Sequence[str]) -> DataConfig:
-    """How a file of histories is read: as the run's own source was if it is in the same format, else by its name.
-
-    Args:
-        name: Its path or URI; also a folder or a pattern.
-        run: The run's configuration.
-        overrides: `data.key=value` over that.
-
-    Raises:
-        ConfigError: An override cannot be.
-        SourceError: There is no such file, or its name says nothing.
-    """
-    given = load([], ["model.name=popularity", *overrides]).data.model_dump(mode="json", exclude_unset=True)
-    file = _data_config(overlay({"source": name}, given))
-    with _about_file():
-        kind = format_of(file)
-    with suppress(ReadableError):  # the run's own source may be gone
-        if kind == format_of(run.data):
-            like = run.data.model_dump(mode="json", include=set(FILE_KEYS))
-            return _data_config(overlay(overlay(like, given), {"source": name, "synthetic": _synthetic(run)}))
-    return file
-
-
-def _synthetic(run: RunConfig) -> dict[str, Any]:
-    return run.data.synthetic.model_dump(mode="json")
-
-
-def _data_config(settings: dict[str, Any]) -> DataConfig:
-    return validate({"model": {"name": "popularity"}, "data": settings}).data
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ class RecommendationFolder:
             self._refuse_others(self.place, ())
         begun = self._begun()
         if begun is None:
-            self._refuse_others(self.work, ("part-", ".part-", "_manifest.json", ".settings.json", DEALT))
+            self._refuse_others(self.work, ("part-", "_manifest.json", "settings.json", DEALT))
             self.work.delete()
             self.work.filesystem.create_dir(self.work.path)
             (self.work / "settings.json").write(json.dumps(settings, indent=2) + "\n")
@@ -120,7 +120,7 @@ class RecommendationFolder:
     def _refuse_others(self, folder: Place, known: tuple[str, ...]) -> None:
         """Refuse to write where something lies that nobody here has written, whose names do not begin so."""
         for info in folder.below(recursive=False):
-            if not info.base_name.startswith(known):
+            if not info.base_name.lstrip(".").startswith(known):
                 raise FolderError(
                     f"--output {self.place}: in {folder} is {info.base_name}, which is no part of recommendations; "
                     "name another folder"

@@ -21,6 +21,7 @@ from raysrec.place import Place
 from raysrec.ranking import top_items
 from raysrec.recommendations import SCHEMA, PartCounts, write_part
 from raysrec.run_directory import RunDirectory
+from raysrec.runtime import release_freed_memory
 
 ITEMS_AT_ONCE = 1 << 22
 """Recommended items that are held before they are written; some 200 MiB."""
@@ -75,7 +76,9 @@ class Recommender:
         else:
             asked = prepared_users(self._data, [self._groups[at] for at in groups], wanted.until, wanted.only)
         tables = recommended(self._model, self._config, asked, self._item_ids, k=wanted.k)
-        return number, write_part(Place(wanted.folder), number, tables)
+        counts = write_part(Place(wanted.folder), number, tables)
+        release_freed_memory()  # batches of ever other sizes leave holes: a million users would take 1.7 GB, not GB
+        return number, counts
 
 
 def recommended(

@@ -18,7 +18,8 @@ from raysrec.data.reading import read_directly
 from raysrec.data.splits import HELD_OUT
 from raysrec.evaluate import evaluate, rank_tables
 from raysrec.model_actors import done_by_actors
-from raysrec.recommend import Request, recommend, users_file
+from raysrec.recommend import recommend
+from raysrec.recommend_request import Request, users_file
 from raysrec.runtime import ClusterError, ray_session
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -18,8 +18,10 @@ from raysrec.data.reading import COLUMNS, read_directly
 from raysrec.evaluate import rank_tables
 from raysrec.history import History
 from raysrec.models import build_model
+from raysrec.place import Place
 from raysrec.prepare import prepare
-from raysrec.recommend import Request, recommend, summary, users_file
+from raysrec.recommend import recommend, summary
+from raysrec.recommend_request import Request, users_file
 from raysrec.recommendations import FolderError
 from raysrec.recommender import Recommender
 from raysrec.run_directory import RunDirectory, RunError
@@ -202,7 +204,7 @@ def test_unknown_items_and_users_who_have_no_others_are_left_out_and_named(folde
     }
     assert manifest["unknown_items"] == {"count": 3, "examples": ["?1", "?3", "?2"]}
     said = summary(manifest)
-    assert "1 users of whom nothing is known to go by (nobody)" in said
+    assert "1 users who are unknown or have nothing to go by (nobody)" in said
     assert "5 interactions with 3 items that are not in the catalogue (?1, ?3, ?2)" in said
     strangers = users_file(written(table_of({"a": (["x", "y"], [1, 2])}), tmp_path / "strange.csv"), config, [])
     with pytest.raises(SourceError, match=r"--users .*strange\.csv: none of its 2 items is in the run's catalogue"):
@@ -315,10 +317,10 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
         recommend(run, config, Request(users=users), f"{s3}/out")
     monkeypatch.setattr(verb.RecommendationFolder, "_copy", copy)
     manifest = recommend(run, config, Request(users=users), f"{s3}/out")
-    place = verb.Place.of(f"{s3}/out")
+    place = Place.of(f"{s3}/out")
     names = {info.base_name for info in place.below()}
     assert names == {"_manifest.json", *(file["file"] for file in manifest["files"])}
-    assert not verb.Place.of(f"{s3}/out.unfinished").below()
+    assert not Place.of(f"{s3}/out.unfinished").below()
     found = pq.read_table(place.path, filesystem=place.filesystem)
     assert set(found["user"].to_pylist()) == set(read(tmp_path / "here"))
     with pytest.raises(FolderError, match="name a folder in it"):
