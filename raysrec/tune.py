@@ -149,8 +149,12 @@ def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: 
     thread = threading.Thread(target=guarded, daemon=True, name="raysrec-tune")
     thread.start()
     directory, deadline, ask_at = book.sweep.directory, 0.0, 0.0
+    on_page = 0
     while thread.is_alive():
         thread.join(0.2)
+        if not stop and (ended := sum(trial.ended_at is not None for trial in book.trials)) > on_page:
+            on_page = ended
+            write_sweep_page(directory.path)
         if not stop:
             continue
         if not deadline:
@@ -269,6 +273,7 @@ def main(arguments: argparse.Namespace) -> None:
         directory = tune(sweep, fresh=arguments.fresh, command=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
+        write_sweep_page(sweep.directory.path)
         with suppress(OSError):
             sys.stderr.flush()
         sys.exit(STOPPED)
