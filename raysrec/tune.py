@@ -28,6 +28,7 @@ from raysrec.evaluate import rank
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.trials import read_sweep
+from raysrec.place import PlaceError
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
@@ -154,7 +155,7 @@ def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: 
         thread.join(0.2)
         if not stop and (ended := sum(trial.ended_at is not None for trial in book.trials)) > on_page:
             on_page = ended
-            write_sweep_page(directory.path)
+            _write_page(directory)
         if not stop:
             continue
         if not deadline:
@@ -171,6 +172,14 @@ def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: 
     give_up.set()
     thread.join(GIVE_UP_S)
     return errors[0] if errors else None
+
+
+def _write_page(directory: SweepDirectory) -> None:
+    """Write the page of what there is; one that cannot be written now is written next time, and ends no sweep."""
+    try:
+        write_sweep_page(directory.path)
+    except (OSError, PlaceError) as error:
+        print(f"the page of the sweep cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def _beside_others(settings: SweepConfig, config: RunConfig) -> RunConfig:
@@ -273,7 +282,7 @@ def main(arguments: argparse.Namespace) -> None:
         directory = tune(sweep, fresh=arguments.fresh, command=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
-        write_sweep_page(sweep.directory.path)
+        _write_page(sweep.directory)
         with suppress(OSError):
             sys.stderr.flush()
         sys.exit(STOPPED)
