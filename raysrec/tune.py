@@ -28,6 +28,7 @@ from raysrec.evaluate import rank
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.trials import read_sweep
+from raysrec.place import PlaceError
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
@@ -149,8 +150,12 @@ def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: 
     thread = threading.Thread(target=guarded, daemon=True, name="raysrec-tune")
     thread.start()
     directory, deadline, ask_at = book.sweep.directory, 0.0, 0.0
+    on_page = 0
     while thread.is_alive():
         thread.join(0.2)
+        if not stop and (ended := sum(trial.ended_at is not None for trial in book.trials)) > on_page:
+            on_page = ended
+            _write_page(directory)
         if not stop:
             continue
         if not deadline:
@@ -167,6 +172,14 @@ def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: 
     give_up.set()
     thread.join(GIVE_UP_S)
     return errors[0] if errors else None
+
+
+def _write_page(directory: SweepDirectory) -> None:
+    """Write the page of what there is; one that cannot be written now is written next time, and ends no sweep."""
+    try:
+        write_sweep_page(directory.path)
+    except (OSError, PlaceError) as error:
+        print(f"the page of the sweep cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def _beside_others(settings: SweepConfig, config: RunConfig) -> RunConfig:
@@ -269,6 +282,7 @@ def main(arguments: argparse.Namespace) -> None:
         directory = tune(sweep, fresh=arguments.fresh, command=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
     except SweepStopped as stopped:
         print(stopped, file=sys.stderr)
+        _write_page(sweep.directory)
         with suppress(OSError):
             sys.stderr.flush()
         sys.exit(STOPPED)

@@ -1,11 +1,10 @@
 """The page of a sweep: its records read, which parameters mattered, and what none beats in less time."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
-import yaml
+from sweeps import make_sweep
 
 from raysrec import report
 from raysrec.command_line import run_verb
@@ -13,6 +12,7 @@ from raysrec.pages import Point, Sweep, Trial, sweep_page, write_sweep_page
 from raysrec.pages.importance import LEAST_TRIALS, importances
 from raysrec.pages.trials import is_sweep, pareto, read_sweep
 from raysrec.run_directory import RunError
+from raysrec.sweep import TrialRecord
 
 
 def trial(number, score=None, seconds=10.0, state="finished", **parameters):
@@ -20,37 +20,28 @@ def trial(number, score=None, seconds=10.0, state="finished", **parameters):
     return Trial(f"trial-{number:03}", parameters, state, curve)
 
 
-def sweep_folder(path, trials, settings=None):
-    """A sweep's folder as raysrec.tune writes it."""
-    path.mkdir()
-    described = {"name": "rates", "metric": "ndcg@10", "search": "random", "scheduler": {"name": "asha", "grace": 2}}
-    (path / "sweep.yaml").write_text(yaml.safe_dump({"sweep": described | (settings or {}), "config": {}}))
-    (path / "trials.jsonl").write_text("".join(json.dumps(one) + "\n" for one in trials))
-    return path
-
-
-def record(number, curve, state="finished", why="", **parameters):
-    return {
-        "number": number,
-        "name": f"trial-{number:03}",
-        "parameters": parameters,
-        "state": state,
-        "why": why,
-        "curve": curve,
-    }
+def record(number, curve, state="finished", why="", rate=0.001, gate="silu"):
+    parameters = {"train.learning_rate": rate, "model.gate": gate}
+    return TrialRecord(
+        number=number, name=f"trial-{number:03}", parameters=parameters, state=state, why=why, curve=curve
+    )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    trials = [
-        record(
-            0, [[1, 0.1, 5.0], [2, 0.2, 10.0], [3, 0.15, 15.0]], **{"train.learning_rate": 0.001, "model.gate": "silu"}
-        ),
-        record(1, [[1, 0.25, 60.0]], "stopped", **{"train.learning_rate": 0.1, "model.gate": "relu"}),
-        record(2, [], "failed", "a worker ran out of memory", **{"train.learning_rate": 1.0, "model.gate": "relu"}),
-        record(3, [], "waiting", **{"train.learning_rate": 0.5, "model.gate": "silu"}),
-    ]
-    return sweep_folder(tmp_path / "sweep", trials)
+    """A sweep's folder as raysrec.tune writes it."""
+    space = {"train.learning_rate": {"log_uniform": [1.0e-4, 1.0]}, "model.gate": {"choice": ["silu", "relu"]}}
+    sweep = make_sweep(tmp_path, space, num_samples=4, scheduler={"name": "asha", "grace_epochs": 2})
+    sweep.directory.begin(sweep.settings, sweep.config, "fingerprint")
+    sweep.directory.save(
+        [
+            record(0, ((1, 0.1, 5.0), (2, 0.2, 10.0), (3, 0.15, 15.0))),
+            record(1, ((1, 0.25, 60.0),), "stopped", rate=0.1, gate="relu"),
+            record(2, (), "failed", "a worker ran out of memory", rate=1.0, gate="relu"),
+            record(3, (), "waiting", rate=0.5),
+        ]
+    )
+    return sweep.directory.path.local
 
 
 def test_a_sweep_is_read_as_it_was_written(folder):
@@ -60,7 +51,8 @@ def test_a_sweep_is_read_as_it_was_written(folder):
     best = sweep.trials[0].best
     assert (best, sweep.trials[0].seconds) == (Point(2, 10.0, 0.2), 15.0)
     assert sweep.trials[0].run.endswith("sweep/trials/trial-000")
-    assert sweep.how == "search random, scheduler asha (grace 2)"
+    assert sweep.how.startswith("search random, scheduler asha (grace epochs 2, reduction factor")
+    assert sweep.how.endswith("num samples 4, seed 0")
     assert is_sweep(folder)
 
 

@@ -101,15 +101,15 @@ def read_sweep(path: AnyPath) -> Sweep:
     """
     place = Place.of(path).absolute()
     try:
-        settings = yaml.safe_load((place / "sweep.yaml").read_text())["sweep"]
-        lines = (place / "trials.jsonl").read_text().splitlines()
-        trials = [_trial(json.loads(line), place) for line in lines]
-        best = (place / "best.yaml").read_text() if (place / "best.yaml").is_file() else ""
+        content = yaml.safe_load((place / "sweep.yaml").read_text())
+        settings = content["sweep"]
+        trials = [_trial(json.loads(line), place) for line in _text(place / "trials.jsonl").splitlines()]
+        best = _text(place / "best.yaml")
         return Sweep(
             name=place.name,
-            metric=str(settings["metric"]),
+            metric=str(settings["metric"] or content["config"]["evaluate"]["metric"]),
             trials=trials,
-            finished=not any(trial.state in GOES_ON for trial in trials),
+            finished=bool(best) and not any(trial.state in GOES_ON for trial in trials),
             how=_how(settings),
             best_config=best,
         )
@@ -118,6 +118,14 @@ def read_sweep(path: AnyPath) -> Sweep:
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise RunError(f"{place}: its sweep.yaml or trials.jsonl does not read as a sweep's: {reason}") from None
+
+
+def _text(file: Place) -> str:
+    """What stands in a file; nothing if it is not there yet."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def is_sweep(path: AnyPath) -> bool:
@@ -147,6 +155,6 @@ def _how(settings: dict[str, Any]) -> str:
 def _words(value: object) -> str:
     if isinstance(value, dict):
         name = value.get("name", "")
-        rest = ", ".join(f"{key} {other}" for key, other in value.items() if key != "name")
+        rest = ", ".join(f"{key.replace('_', ' ')} {other}" for key, other in value.items() if key != "name")
         return f"{name} ({rest})" if rest else str(name)
     return str(value)
