@@ -28,6 +28,7 @@ from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.model_actors import done_by_actors
 from raysrec.models import SequenceModel
+from raysrec.nodes import check_nodes
 from raysrec.objective import choose_loss
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
@@ -241,6 +242,7 @@ def main(arguments: argparse.Namespace) -> None:
     trained = None if record else _trained(run)
     data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
     with ray_session(config.scale):
+        check_nodes([data.directory, run.path])
         wait_for_room(config.scale, workers=1)
         if trained:
             rank(run, data, config, trained)

@@ -18,6 +18,7 @@ import torch
 from raysrec.config import ScaleConfig
 from raysrec.errors import readable
 from raysrec.faults import is_out_of_memory
+from raysrec.placement import model_options
 from raysrec.runtime import ClusterError, threads_per_worker, wants_gpu
 
 Do = Callable[[Any], Any]
@@ -87,8 +88,7 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
             ),
             batch_size=None,
             batch_format="numpy",
-            num_cpus=1,
-            num_gpus=int(on_gpu),
+            **model_options(scale, use_gpu=on_gpu),
             max_restarts=0,
         )
     results.context.execution_options.preserve_order = True

@@ -12,18 +12,22 @@ from raysrec.memory import estimate
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import choose_loss
 from raysrec.ops import kernels
+from raysrec.placement import asked_for
 from raysrec.runtime import threads_per_worker
 
 
-def plan(config: RunConfig, data: PreparedData | None, *, use_gpu: bool = False) -> str:
+def plan(config: RunConfig, data: PreparedData | None, *, use_gpu: bool = False, cluster: str = "") -> str:
     """The plan as a table of two columns.
 
     Args:
         config: The run.
         data: Its prepared data; None where that has not been made yet, and then what depends on it is left open.
         use_gpu: Will workers have GPUs?
+        cluster: What the cluster has for it, if there is one.
     """
     rows = [("run", str(config.run_directory)), *_data_rows(config, data), *_work_rows(config, data, use_gpu)]
+    if cluster:
+        rows.append(("cluster", cluster))
     return tabulate(rows, tablefmt="plain")
 
 
@@ -65,6 +69,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     yield "engine", f"{config.engine.name}{stage}, {chosen}"
     threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
     yield "workers", f"{_workers(config.scale)} on {device}{threads}, {config.data.num_streams} streams"
+    yield "asks for", asked_for(config.scale, use_gpu=use_gpu)
     yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
 
 

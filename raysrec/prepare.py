@@ -23,6 +23,7 @@ from raysrec.data.publishing import appearing_by_parts, appearing_whole
 from raysrec.data.splits import HELD_OUT
 from raysrec.data.tasks import run_with_ray
 from raysrec.data.writing import write_manifest
+from raysrec.nodes import refuse_fleeting
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.runtime import ray_session
@@ -67,7 +68,8 @@ def prepare(
     facts = {"name": config.name, "fingerprint": fingerprint, "source": source}
     if is_distributed(config):
         progress(f"preparing {config.source} in tasks")
-        run, cpus = partial(run_with_ray, bar=partial(stage, say=progress)), len(os.sched_getaffinity(0))
+        run = partial(run_with_ray, bar=partial(stage, say=progress), scale=scale)
+        cpus = len(os.sched_getaffinity(0))
         with ray_session(scale, cpus=cpus), appearing_by_parts(folder, is_whole=is_whole) as directory:
             written = prepare_in_tasks(config, directory, run, after_reading=refuse_changed)
             write_manifest(written, config, facts, directory)
@@ -100,6 +102,7 @@ def parser() -> ArgumentParser:
 def main(arguments: Namespace) -> None:
     """Prepare what the config describes, and print what came out."""
     run = load(arguments.config, arguments.overrides)
+    refuse_fleeting(run)
     config = run.data
     if arguments.download:
         print(f"fetched {', '.join(map(str, download(config)))}", flush=True)

@@ -2,12 +2,13 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from raysrec.config import ScaleConfig
-from raysrec.data.reading import READING_CPUS
+from raysrec.placement import Bundle, Machines, data_bundles, model_bundle, name_of, total, worker_bundle
 from raysrec.runtime import ClusterError, in_cluster
 
 SAY_EVERY_S = 30
@@ -27,7 +28,7 @@ def wait_for_room(
 
     Args:
         scale: The workers, and for how long to wait.
-        workers: How many of them must find room; the fewest that train if not said.
+        workers: How many that rank must find room; if not said, the fewest that train.
         say: Is told now and then what is missing.
 
     Raises:
@@ -35,15 +36,16 @@ def wait_for_room(
     """
     import ray.util
 
+    bundle = (model_bundle if workers else worker_bundle)(scale, use_gpu=scale.device == "cuda")
     workers = workers or scale.min_workers
-    lacks = partial(_lacks, workers, gpus=workers if scale.device == "cuda" else 0)
+    bundles = [bundle] * workers + data_bundles(scale)
+    lacks = partial(_lacks, workers, total(bundles))
     less = "lower scale.workers" + (" or set scale.device=cpu" if scale.device == "cuda" else "")
     if not in_cluster():
         if missing := lacks(free=False):
             raise ClusterError(f"{missing}; {less}")
         return
-    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if scale.device == "cuda" else {})
-    room = ray.util.placement_group([*[bundle] * workers, {"CPU": READING_CPUS}])
+    room = ray.util.placement_group(bundles, strategy=scale.placement.upper())
     deadline = time.monotonic() + scale.wait_s
     try:
         # Ray waits for whole seconds, and for none where less is asked.
@@ -59,15 +61,30 @@ def wait_for_room(
         ray.util.remove_placement_group(room)
 
 
-def _lacks(workers: int, *, gpus: int, free: bool) -> str:
+def machines() -> Machines:
+    """What the machines of the cluster have, and what its autoscaler may start besides; call inside `ray_session`."""
+    import ray
+    from ray._private.state import state
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    kinds = Counter(node["Labels"].get("ray.io/node-group", "") for node in alive)
+    may_come = {
+        kind.name: (max(0, kind.max_count - kinds[kind.name]), dict(kind.resources))
+        for kind in (config.node_group_configs if config else ())
+    }
+    return Machines([node["Resources"] for node in alive], may_come)
+
+
+def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:
     """What the cluster has and what is needed, if that is more."""
     import ray
 
     there: dict[str, Any] = ray.cluster_resources()
     left: dict[str, Any] = ray.available_resources() if free else there
-    needs = {"CPU": workers + READING_CPUS, "GPU": gpus}
+    needs = {"CPU": 0.0, "GPU": 0.0} | needs
     if all(left.get(kind, 0) >= need for kind, need in needs.items()):
         return ""
-    has = " and ".join(f"{there.get(kind, 0):g} {kind}s ({left.get(kind, 0):g} free)" for kind in needs)
-    wants = " and ".join(f"{need:g} {kind}s" for kind, need in needs.items() if need)
+    has = " and ".join(f"{there.get(kind, 0):g} {name_of(kind, 2)} ({left.get(kind, 0):g} free)" for kind in needs)
+    wants = " and ".join(f"{need:g} {name_of(kind, 2)}" for kind, need in needs.items() if need)
     return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {workers} workers and reading need {wants}"

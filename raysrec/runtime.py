@@ -7,13 +7,16 @@ environment wins.
 import contextlib
 import ctypes
 import importlib
+import json
 import logging
+import math
 import os
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from raysrec.config import ScaleConfig
@@ -78,6 +81,11 @@ def in_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
 
 
+def job_folder() -> Path | None:
+    """The folder that Ray unpacked for this process, if it is a job that was submitted with `--working-dir`."""
+    return Path.cwd() if "working_dir" in _job_environment() else None
+
+
 @contextmanager
 def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
     """A Ray to work in: the cluster this process was submitted to, or one that starts here and ends with the block.
@@ -106,12 +114,13 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         # After the import, which sets the level itself.
         importlib.import_module(f"ray.{library}")
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
-    environment = {name: os.environ[name] for name in [*SETTINGS, *LOCAL_SETTINGS] if name in os.environ}
     with _start_in_words(local=local):
         ray.init(
             **_start_arguments(scale, local=local, cpus=cpus),
-            runtime_env={"env_vars": environment},
+            runtime_env=_environment_of_workers(local=local),
             logging_level=logging.ERROR,
+            # Workers speak through `progress.py`; what else Ray's processes say is in its session folder.
+            log_to_driver=False,
         )
     try:
         with _failures_in_words():
@@ -188,13 +197,14 @@ def wants_gpu(scale: ScaleConfig) -> bool:
     """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if scale.device == "cuda" and gpus < scale.min_workers:
+    gpus = ray.cluster_resources().get("GPU", 0)
+    needed = scale.min_workers * scale.gpus_per_worker
+    if scale.device == "cuda" and gpus < needed:
         raise ValueError(
-            f"scale.device=cuda needs {scale.min_workers} GPUs, one for each worker, but the cluster has {gpus}; "
+            f"scale.device=cuda needs {needed:g} GPUs, one for each worker, but the cluster has {gpus:g}; "
             "lower scale.workers or set scale.device=cpu"
         )
-    return scale.device != "cpu" and gpus >= scale.min_workers
+    return scale.device != "cpu" and gpus >= needed
 
 
 def tune_allocator() -> None:
@@ -238,14 +248,35 @@ def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str,
     if not local:
         return {"address": "auto"}
     return {
-        "num_cpus": cpus or scale.max_workers + SPARE_CPUS,
+        "num_cpus": cpus or scale.max_workers * scale.cpus_per_worker + max(SPARE_CPUS, math.ceil(scale.data_cpus)),
+        # What a config asks of a cluster's machines is here, too: the same config runs on a laptop.
+        "resources": dict.fromkeys([*scale.resources_per_worker, *scale.data_resources], 1_000),
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         # Unix sockets live below this folder and their paths may have 107 characters at most.
         "_temp_dir": _temp_folder(),
-        # Workers speak through `progress.py`; what else Ray's processes say is in its session folder.
-        "log_to_driver": False,
     }
+
+
+def _environment_of_workers(*, local: bool) -> dict[str, Any]:
+    """What Ray's tasks and workers are given: our settings, and in a cluster this very code.
+
+    What a submitted job was given goes to them by itself, and Ray refuses to be told any of it twice.
+    """
+    job = _job_environment()
+    names = [name for name in [*SETTINGS, *LOCAL_SETTINGS] if name not in (job.get("env_vars") or {})]
+    environment: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in names if name in os.environ}}
+    code, folder = Path(__file__).resolve().parent, job_folder()
+    travels = "py_modules" in job or (folder is not None and code.is_relative_to(folder.resolve()))
+    if local or travels:
+        return environment
+    # Machines may have another raysrec installed, or none.
+    return environment | {"py_modules": [str(code)], "excludes": ["__pycache__"]}
+
+
+def _job_environment() -> dict[str, Any]:
+    """What this process was submitted with as a job (`ray job submit --runtime-env …`); nothing if it is none."""
+    return dict(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {})
 
 
 def _temp_folder() -> str:

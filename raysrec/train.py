@@ -23,14 +23,17 @@ from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
+from raysrec.nodes import check_nodes, refuse_fleeting
+from raysrec.placement import room, worker_bundle
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
 from raysrec.report import print_runs
-from raysrec.resources import wait_for_room
+from raysrec.resources import machines, wait_for_room
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.runtime import ray_session, wants_gpu
+from raysrec.runtime import in_cluster, ray_session, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
+from raysrec.versions import versions_here
 from raysrec.worker import train_worker
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         RunError: The directory holds a run of another configuration, or there are more workers than streams.
     """
     refuse_idle_workers(config)
+    refuse_fleeting(config)
     run = RunDirectory(config.run_directory)
     data = prepare_to_learn(config)
     if fresh and run.path.exists():
@@ -66,6 +70,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         return run
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
+        check_nodes([data.directory, run.path])
         wait_for_room(config.scale)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         rank(run, data, config, learn(run, data, config))
@@ -218,12 +223,15 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
             "checkpoints": str(place / "checkpoints"),
             "mailbox": mailbox_name,
             "owner": uuid.uuid4().hex,
+            "versions": versions_here(),
         },
         torch_config=torch_config(use_gpu=use_gpu, stalled_after_s=scale.stalled_after_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(scale.min_workers, scale.max_workers) if elastic else scale.max_workers,
             use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+            resources_per_worker=worker_bundle(scale, use_gpu=use_gpu),
+            placement_strategy=scale.placement.upper(),
         ),
         run_config=ray.train.RunConfig(
             # Ray Train's own records, which nothing is read from: a run goes on from its own checkpoints.
@@ -284,7 +292,7 @@ def main(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, arguments.overrides)
     refuse_idle_workers(config)
     if arguments.dry_run:
-        print(plan(config, find_prepared(config.data), use_gpu=config.scale.device == "cuda"))
+        _dry_run(config)
         return
     try:
         run = train(config, fresh=arguments.fresh)
@@ -292,6 +300,18 @@ def main(arguments: argparse.Namespace) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
     print_runs([run.path])
+
+
+def _dry_run(config: RunConfig) -> None:
+    """Print the plan; where there is a cluster, with what it has."""
+    data, use_gpu = find_prepared(config.data), config.scale.device == "cuda"
+    if not in_cluster():
+        print(plan(config, data, use_gpu=use_gpu))
+        return
+    with ray_session(config.scale):
+        found = machines()
+        use_gpu = use_gpu or (config.scale.device == "auto" and wants_gpu(config.scale))
+        print(plan(config, data, use_gpu=use_gpu, cluster=room(config.scale, found, use_gpu=use_gpu)))
 
 
 def _parser() -> argparse.ArgumentParser:

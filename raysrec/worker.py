@@ -6,6 +6,7 @@ The loop sees training batches and validation scores; it has no way to see a tes
 import time
 from contextlib import ExitStack
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from raysrec.history import Batch
 from raysrec.leaving import Leaving, asked_to_leave, watch_for_preemption
 from raysrec.metrics import RankSums
 from raysrec.models import build_model
+from raysrec.nodes import refuse_other_versions
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
 from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
@@ -62,7 +64,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
     Args:
         arguments: `config` (a RunConfig as JSON), `prepared` and `checkpoints` (places, of the data and to save in),
-            `mailbox` (name of an actor) and `owner` (by which this start of the training is known).
+            `mailbox` (name of an actor), `owner` (by which this start of the training is known) and `versions` (that
+            the driver has).
     """
     import ray.train.torch
 
@@ -79,12 +82,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
         return
     watch_for_preemption()
     try:
+        refuse_other_versions(arguments["versions"])
         Training(
             config,
             data,
             Checkpoints(arguments["checkpoints"]),
             log,
-            read_with_ray,
+            partial(read_with_ray, scale=config.scale),
             num_targets=num_targets,
             device=ray.train.torch.get_device(),
             worker=worker,

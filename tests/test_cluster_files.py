@@ -1,10 +1,12 @@
-"""What `cluster/` holds, checked as far as it can be without a cloud: by Ray, by the clouds' own schemas, by shellcheck."""
+"""What `cluster/` holds, checked as far as it can be without a cloud: by Ray, published schemas and shellcheck."""
 
 import copy
+import functools
 import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,14 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import jsonschema
 import pytest
 import yaml
+
+from raysrec.command_line import load
+from raysrec.placement import Machines, data_bundles, not_placed, room, worker_bundle
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -93,12 +99,6 @@ def test_google_spot_machines_are_asked_for_in_the_documented_way():
         assert nodes[name]["node_config"]["scheduling"]["onHostMaintenance"] == "TERMINATE"
 
 
-class Capacity(Exception):
-    """What a cloud raises here that has no spot machine; only the call to the cloud is replaced in these tests."""
-
-    category, description = "InsufficientInstanceCapacity", "none left"
-
-
 @pytest.mark.parametrize(
     ("cloud", "spot", "standard"),
     [
@@ -114,6 +114,7 @@ def test_where_there_is_no_spot_machine_another_is_started(monkeypatch, cloud, s
     from ray.autoscaler._private.providers import _get_node_provider_cls
     from ray.autoscaler.node_launch_exception import NodeLaunchException
 
+    # Only the call to the cloud is replaced: there is none here.
     provider = _get_node_provider_cls(read(f"{cloud}.yaml")["provider"])
     asked, lacking = [], [spot]
 
@@ -152,17 +153,22 @@ def strict(schema):
     return schema
 
 
-def faults_of(manifest):
-    """What the published schema of KubeRay says against it."""
-    kind = manifest["kind"].lower() + "s"
-    file = SCHEMAS / f"kuberay-v1.7.0-{kind}.crd.yaml.gz"
+@functools.cache
+def checker_of(kind):
+    """What the published schema of KubeRay says of this kind of resource."""
+    file = SCHEMAS / f"kuberay-v1.7.0-{kind.lower()}s.crd.yaml.gz"
     if not file.is_file():
         pytest.skip(f"the schemas of KubeRay are not here ({file.parent})")
-    versions = yaml.safe_load(gzip.decompress(file.read_bytes()))["spec"]["versions"]
-    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
-    schema = strict(schema)
+    # The loader in C: the other one takes half a minute.
+    definition = yaml.load(gzip.decompress(file.read_bytes()), yaml.CSafeLoader)
+    (schema,) = [version["schema"] for version in definition["spec"]["versions"] if version["name"] == "v1"]
+    schema = strict(schema["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
-    found = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def faults_of(manifest):
+    found = checker_of(manifest["kind"]).iter_errors(manifest)
     return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in found]
 
 
@@ -223,7 +229,6 @@ def test_spot_pods_are_asked_for_first_and_others_where_those_find_no_node():
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
-    from ray.autoscaler.v2.event_logger import AutoscalerEventLogger
     from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
     cluster = read("raycluster.yaml")
@@ -245,7 +250,6 @@ def test_spot_pods_are_asked_for_first_and_others_where_those_find_no_node():
 
     assert started({}) == {"gpu-spot": 2}
     assert started({"gpu-spot": 0.0}) == {"gpu-on-demand": 2}
-    assert AutoscalerEventLogger is not None
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -278,7 +282,7 @@ def stand_ins(tmp_path, monkeypatch):
 class Metadata(BaseHTTPRequestHandler):
     """What a machine is told by its cloud; `answers` by path."""
 
-    answers: dict[str, str] = {}
+    answers: ClassVar[dict[str, str]] = {}
 
     def do_GET(self):
         answer = self.answers.get(self.path)
@@ -395,3 +399,26 @@ def test_slurm_queues_a_run_again_that_saved_before_the_time_limit(slurm, tmp_pa
         "scontrol requeue 42",
     ]
     assert re.search(r"^#SBATCH --signal=B:TERM@\d+$", (CLUSTER / "slurm.sh").read_text(), re.M)
+
+
+def test_what_the_job_asks_for_is_what_the_cluster_may_have():
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    words = shlex.split(read("rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:4] == ["python", "-m", "raysrec.train", "--config"]
+    config = load([ROOT / words[4].removeprefix("/home/ray/raysrec/")], words[5:])
+    assert config.scale.max_workers == 8
+    cluster = read("raycluster.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    for nodes in (
+        _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"],
+        read("aws.yaml")["available_node_types"],
+        read("gcp.yaml")["available_node_types"],
+    ):
+        may_come = {name: (node["max_workers"], node["resources"]) for name, node in nodes.items()}
+        eight = config.scale.model_copy(update={"workers": 8})
+        assert "enough for 8 workers when those have started" in room(eight, Machines([], may_come), use_gpu=True)
+        # A second worker, or reading, does not fit beside a worker on its machine.
+        gpu = next(node for name, node in nodes.items() if name.startswith("gpu"))["resources"]
+        assert not_placed([worker_bundle(config.scale, use_gpu=True)] * 2, [gpu]) is not None
+        assert not_placed(data_bundles(config.scale), [gpu]) is not None

@@ -18,21 +18,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysrec.config import ScaleConfig
 from raysrec.data.catalog import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataError, RowGroup, whole
 from raysrec.place import Place
+from raysrec.placement import reading_options
 
 COLUMNS = ["user", "items", "times"]
 READ_INTERACTIONS = 1_000_000
 """Interactions that one Ray task reads at least: below this, starting the task costs more than reading."""
-
-READING_CPUS = 0.5
-"""What such a task asks Ray for: it mostly waits for storage."""
 
 FOOTERS_AT_ONCE = 16
 """Footers that are fetched at the same time: of many files, one after the other would take minutes in a store."""
 
 Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
+
+
+_ANYWHERE = ScaleConfig()
 
 
 def read_directly(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
@@ -53,10 +55,14 @@ def read_ahead(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> 
             yield table
 
 
-def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+def read_with_ray(groups: Sequence[RowGroup], *, scale: ScaleConfig = _ANYWHERE) -> Iterator[pa.Table]:
     """One table per row group, read ahead by Ray Data tasks anywhere in the cluster.
 
     Needs a Ray with CPUs to spare beyond the workers'; `runtime.py` sees to that.
+
+    Args:
+        groups: What to read.
+        scale: On which machines, and how much at once.
     """
     import ray.data
 
@@ -72,7 +78,7 @@ def read_with_ray(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         fn_args=(ray.put(footers),),
         batch_size=None,
         batch_format="numpy",
-        num_cpus=READING_CPUS,
+        **reading_options(scale),
     )
     # The order is part of the result: batches must not depend on which task ends first.
     tables.context.execution_options.preserve_order = True

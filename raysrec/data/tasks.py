@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from raysrec.config import ScaleConfig
+from raysrec.placement import task_options
+
 TASK_BYTES = 1 << 30
 """What a task may need, its process included; so many run at once as the cluster has memory and CPUs for."""
+
+_ANYWHERE = ScaleConfig()
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Shows a stage of so many tasks; what it gives is called when one is done."""
@@ -32,7 +37,9 @@ def run_here(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar) ->
             done()
 
 
-def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar) -> Iterator[Any]:
+def run_with_ray(
+    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, scale: ScaleConfig = _ANYWHERE
+) -> Iterator[Any]:
     """Anywhere in the cluster; call inside a `ray_session`.
 
     Args:
@@ -40,6 +47,7 @@ def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar
         do: What a task does; it is done twice if a machine is lost.
         work: Arguments of each task.
         bar: Shows the stage.
+        scale: On which machines.
 
     Raises:
         ValueError: The first one in the order of the work, whichever came first.
@@ -49,7 +57,7 @@ def run_with_ray(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar
 
     rows = [{"arguments": pickle.dumps(arguments)} for arguments in work]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Task(do), batch_size=None, batch_format="numpy", num_cpus=1, concurrency=tasks_at_once()
+        _Task(do), batch_size=None, batch_format="numpy", concurrency=tasks_at_once(), **task_options(scale)
     )
     # Errors, too, must not depend on which task ends first.
     results.context.execution_options.preserve_order = True

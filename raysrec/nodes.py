@@ -1,0 +1,129 @@
+"""Whether every machine of a cluster can do its part of a run: it has the same versions and sees the same folders.
+
+Machines that come later are looked at when a worker starts on them.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raysrec.config import RunConfig
+from raysrec.errors import unwrapped
+from raysrec.place import AnyPath, Place
+from raysrec.runtime import ClusterError, in_cluster, job_folder
+from raysrec.versions import differences, versions_here
+
+ANSWER_S = 120.0
+"""Seconds in which a machine must answer; a first worker on it has to be started and imports much."""
+
+_print_at_once = partial(print, flush=True)
+
+MACHINES_SAID = 3
+"""Machines of which it is said what is wrong; more would say the same."""
+
+
+def check_nodes(places: Sequence[Place], *, say: Callable[[str], None] = _print_at_once) -> None:
+    """Ask every machine of the cluster for its versions, and whether it sees these places; call in `ray_session`.
+
+    Args:
+        places: Those that workers read and write.
+        say: Is told which machines did not answer; what they lack is found when a worker starts on them.
+
+    Raises:
+        ClusterError: A machine has other versions, cannot import raysrec, or does not see a place.
+    """
+    if not in_cluster():
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folders = [str(place.absolute()) for place in places if place.is_local]
+    task = ray.remote(num_cpus=0, max_retries=0)(look_around)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            folders
+        ): node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+    if silent:
+        say(f"{_some(asked[one] for one in silent)} did not answer within {ANSWER_S:g} seconds; going on")
+    refuse({asked[one]: _answer(one) for one in ready})
+
+
+def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Nothing if all machines, by their addresses, can do their part.
+
+    Raises:
+        ClusterError: Some cannot.
+    """
+    here = versions_here()
+    failed = {node: answer["failed"] for node, answer in answers.items() if "failed" in answer}
+    if failed:
+        reason = next(iter(failed.values()))
+        raise ClusterError(f"raysrec does not run on {_some(failed)}: {reason}; {_SAME}")
+    others = {node: differences(here, answer["versions"]) for node, answer in answers.items()}
+    if others := {node: found for node, found in others.items() if found}:
+        found = ", ".join(next(iter(others.values())))
+        raise ClusterError(f"other versions on {_some(others)}: {found}; {_SAME}")
+    blind = {node: answer["unseen"] for node, answer in answers.items() if answer["unseen"]}
+    if blind:
+        folder = next(iter(blind.values()))[0]
+        raise ClusterError(
+            f"{folder} is not there on {_some(blind)}; keep data.prepared and storage.root where all machines reach "
+            "them: in a store (s3://…), or in a file system that they share"
+        )
+
+
+_SAME = "install the same everywhere (constraints.txt has the versions), or use one image for all (cluster/Dockerfile)"
+
+
+def refuse_other_versions(expected: Mapping[str, str]) -> None:
+    """Nothing if this process has the versions that the driver has.
+
+    Raises:
+        ClusterError: It has others.
+    """
+    if found := differences(expected, versions_here()):
+        raise ClusterError(f"other versions on {os.uname().nodename} than where the run was started: {found}; {_SAME}")
+
+
+def refuse_fleeting(config: RunConfig) -> None:
+    """Nothing, unless this is a submitted job that would write into the folder which Ray unpacked for it.
+
+    Raises:
+        ClusterError: What it writes would go with the job.
+    """
+    folder = job_folder()
+    places: dict[str, AnyPath] = {"storage.root": config.storage.root, "data.prepared": config.data.prepared}
+    for key, given in places.items():
+        place = Place.of(given)
+        if folder and place.is_local and Path(place.absolute().path).is_relative_to(folder):
+            raise ClusterError(
+                f"{key}={given}: lies in the folder which Ray unpacked for this job and throws away with it; name "
+                f"one that lasts and that all machines reach, such as {key}=s3://bucket/folder or {key}=/shared/folder"
+            )
+
+
+def look_around(folders: Sequence[str]) -> dict[str, Any]:
+    """A task: what this machine has, and which of the folders it does not see."""
+    return {"versions": versions_here(), "unseen": [folder for folder in folders if not os.path.exists(folder)]}
+
+
+def _answer(reference: Any) -> dict[str, Any]:
+    import ray
+
+    try:
+        return dict(ray.get(reference))
+    except ray.exceptions.RayError as error:
+        lines = [line for line in str(list(unwrapped(error))[-1]).splitlines() if line.strip()]
+        return {"failed": lines[-1].strip() if lines else type(error).__name__}
+
+
+def _some(nodes: Iterable[str]) -> str:
+    found = sorted(set(nodes))
+    more = f" and {len(found) - MACHINES_SAID} more" if len(found) > MACHINES_SAID else ""
+    return ", ".join(found[:MACHINES_SAID]) + more

@@ -1,0 +1,142 @@
+"""What the parts of a run ask Ray for, and whether some machines have it; knows Ray's words and not Ray.
+
+A cluster may have machines of two kinds: those with GPUs train; those without read, prepare and rank, and cost a tenth.
+Two things keep the second kind of work off the first kind of machine: training workers may ask for a GPU machine's CPUs
+(`scale.cpus_per_worker`), and data tasks for something that only the others have (`scale.data_resources`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysrec.config import ScaleConfig
+
+READING_CPUS = 0.5
+"""What a task that reads asks Ray for: it mostly waits for storage."""
+
+Bundle = dict[str, float]
+"""What must be free together on one machine, by the names that Ray has for it."""
+
+
+def worker_bundle(scale: ScaleConfig, *, use_gpu: bool) -> Bundle:
+    """What each training worker asks for."""
+    gpu = {"GPU": scale.gpus_per_worker} if use_gpu else {}
+    return {"CPU": float(scale.cpus_per_worker)} | gpu | scale.resources_per_worker
+
+
+def data_bundles(scale: ScaleConfig) -> list[Bundle]:
+    """What must be there besides the workers, so that reading goes on."""
+    if not scale.data_cpus:
+        return [{"CPU": READING_CPUS} | scale.data_resources]
+    return [{"CPU": 1.0} | scale.data_resources for _ in range(math.ceil(scale.data_cpus))]
+
+
+def reading_options(scale: ScaleConfig) -> dict[str, Any]:
+    """What Ray Data is told of the tasks that read for one training worker."""
+    at_once = {}
+    if scale.data_cpus:
+        at_once = {"concurrency": max(1, int(scale.data_cpus / READING_CPUS / scale.max_workers))}
+    return {"num_cpus": READING_CPUS, "resources": dict(scale.data_resources)} | at_once
+
+
+def task_options(scale: ScaleConfig) -> dict[str, Any]:
+    """What Ray is told of a task that prepares data."""
+    return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+
+
+def model_bundle(scale: ScaleConfig, *, use_gpu: bool) -> Bundle:
+    """What each process asks for that ranks with a trained model: a GPU, or else a machine for data."""
+    return {"CPU": 1.0} | ({"GPU": scale.gpus_per_worker} if use_gpu else scale.data_resources)
+
+
+def model_options(scale: ScaleConfig, *, use_gpu: bool) -> dict[str, Any]:
+    """What Ray is told of such a process."""
+    if use_gpu:
+        return {"num_cpus": 1, "num_gpus": scale.gpus_per_worker}
+    return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+
+
+def in_words(bundle: Mapping[str, float]) -> str:
+    """Such as "6 CPUs, 1 GPU and 0.001 data"."""
+    parts = [f"{amount:g} {name_of(kind, amount)}" for kind, amount in bundle.items() if amount]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "nothing"
+
+
+def asked_for(scale: ScaleConfig, *, use_gpu: bool) -> str:
+    """What a run asks a cluster for."""
+    least, most = scale.min_workers, scale.max_workers
+    workers = f"{most}" if least == most else f"{least} to {most}"
+    reading = total(data_bundles(scale))
+    together = "on few machines" if scale.placement == "pack" else "on many machines"
+    preparing = in_words({"CPU": 1.0} | scale.data_resources)
+    ranking = in_words(model_bundle(scale, use_gpu=use_gpu))
+    tasks = f"{preparing} a task to prepare and rank"
+    if ranking != preparing:
+        tasks = f"{preparing} a task to prepare, {ranking} to rank"
+    return (
+        f"{workers} x {in_words(worker_bundle(scale, use_gpu=use_gpu))} to train, {together}; "
+        f"{in_words(reading)} to read; {tasks}"
+    )
+
+
+def total(bundles: Iterable[Bundle]) -> Bundle:
+    """All of them together, as if on one machine."""
+    sums: Bundle = {}
+    for bundle in bundles:
+        for kind, amount in bundle.items():
+            sums[kind] = sums.get(kind, 0.0) + amount
+    return sums
+
+
+def name_of(kind: str, amount: float) -> str:
+    """What so much of it is called."""
+    return f"{kind}s" if kind in ("CPU", "GPU") and amount != 1 else kind
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a cluster has, and may come to have."""
+
+    there: Sequence[Mapping[str, float]]
+    """What each machine has in all, free or not."""
+    may_come: Mapping[str, tuple[int, Mapping[str, float]]]
+    """How many more of each kind an autoscaler may start, and what such a machine has."""
+
+
+def room(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> str:
+    """Whether the machines have room for the fewest workers that train, now or ever, in words."""
+    bundles = [worker_bundle(scale, use_gpu=use_gpu)] * scale.min_workers + data_bundles(scale)
+    has = in_words(total([{kind: of.get(kind, 0.0) for kind in total(bundles)} for of in machines.there]))
+    said = f"{len(machines.there)} machines with {has}"
+    if (left_over := not_placed(bundles, machines.there)) is None:
+        return f"{said}: enough for {scale.min_workers} workers, once it is free"
+    growing = ", ".join(f"{count} {kind}" for kind, (count, _) in machines.may_come.items() if count)
+    all_of_them = [*machines.there, *(of for count, of in machines.may_come.values() for _ in range(count))]
+    if growing and (left_over := not_placed(bundles, all_of_them)) is None:
+        return f"{said}, and up to {growing} to come: enough for {scale.min_workers} workers when those have started"
+    growing = f", and up to {growing} to come" if growing else ""
+    return (
+        f"{said}{growing}: NEVER enough for {scale.min_workers} workers; no machine has room for {in_words(left_over)}"
+    )
+
+
+def not_placed(bundles: Sequence[Bundle], machines: Iterable[Mapping[str, float]]) -> Bundle | None:
+    """A bundle for which there is no room when the others are placed, the largest first; None if there is for all."""
+    free = [dict(machine) for machine in machines]
+    # What only few machines have is placed first, and what few machines have is spared for it.
+    rarity = {kind: sum(1 for machine in free if machine.get(kind)) for kind in total(bundles)}
+    for bundle in sorted(bundles, key=lambda one: (min(rarity[kind] for kind in one), -sum(one.values()))):
+        fitting = [
+            machine
+            for machine in free
+            if all(machine.get(kind, 0.0) >= amount - 1e-9 for kind, amount in bundle.items())
+        ]
+        if not fitting:
+            return bundle
+        taken = min(
+            fitting, key=lambda machine: (machine.get("GPU", 0.0) * ("GPU" not in bundle), machine.get("CPU", 0.0))
+        )
+        for kind, amount in bundle.items():
+            taken[kind] -= amount
+    return None

@@ -1,0 +1,182 @@
+"""Submitted jobs, in a real cluster of one machine with a dashboard, none of whose processes has raysrec installed."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def python(tmp_path):
+    """An interpreter that has all that raysrec needs, and not raysrec."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    site = tmp_path / f"venv/lib/python3.{sys.version_info.minor}/site-packages"
+    # Folders of editable installations are named in files that are read only where they lie.
+    (site / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    found = tmp_path / "venv/bin/python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [found, "-c", "import ray, raysrec"], cwd="/", env=environment, capture_output=True, text=True
+    )
+    assert "No module named 'raysrec'" in done.stderr
+    return found
+
+
+@pytest.fixture
+def dashboard(python):
+    """The address of the dashboard of a cluster that starts here and ends with the test."""
+    folder = Path(tempfile.mkdtemp(prefix="raysrec-jobs-", dir="/tmp"))
+    dropped = ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= SETTINGS | LOCAL_SETTINGS | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    port = free_port()
+    options = {
+        "port": free_port(),
+        "dashboard-port": port,
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
+        "metrics-export-port": free_port(),
+        "num-cpus": 3,
+        "object-store-memory": 200_000_000,
+        "temp-dir": folder,
+    }
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=true"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def connected(address):
+    from ray.job_submission import JobSubmissionClient
+
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def submit(address, *command):
+    """`ray job submit`, to its end."""
+    ray = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "job",
+        "submit",
+        f"--address={address}",
+        f"--working-dir={ROOT}",
+    ]
+    return subprocess.run([*ray, "--", *command], capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_streams_saves_when_it_is_stopped_and_goes_on_when_it_is_submitted_again(
+    dashboard, tmp_path, monkeypatch
+):
+    for name, value in LOCAL_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    client = connected(dashboard)
+    settings = {
+        "data.synthetic.num_users": 60,
+        "data.prepared": tmp_path / "prepared",
+        "storage.root": tmp_path / "runs",
+        "engine.name": "torch",
+        "scale.workers": 1,
+        "train.epochs": 12,
+        "train.patience": 99,
+        "train.validate_every": 12,
+    }
+    # Ray's own default is 3 seconds; this is how a user gives more.
+    longer = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    command = ["python", "-m", "raysrec.train", "--config", "configs/quickstart.yaml"]
+    command += [f"{name}={value}" for name, value in settings.items()]
+    job = client.submit_job(
+        entrypoint=" ".join(command), runtime_env={"working_dir": str(ROOT), "env_vars": longer, "excludes": ["a"]}
+    )
+
+    async def stop_in_the_middle():
+        said = ""
+        async for lines in client.tail_job_logs(job):
+            if "epoch 1" not in said and "epoch 1" in said + lines:
+                client.stop_job(job)
+            said += lines
+        return said
+
+    said = asyncio.run(asyncio.wait_for(stop_in_the_middle(), 150))
+    assert "SIGTERM: saving, then stopping" in said, said
+    assert "runs/quickstart: stopped by SIGTERM, saved after step" in said
+    assert client.get_job_status(job).value == "STOPPED"
+
+    done = submit(dashboard, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 12" in done.stdout
+    assert "epoch 1 " not in done.stdout
+    assert (tmp_path / "runs/quickstart/metrics.json").is_file()
+
+    done = submit(dashboard, *command[:5], "data.prepared=/tmp/a")
+    assert done.returncode == 1
+    assert "error: storage.root=runs: lies in the folder which Ray unpacked for this job" in done.stdout
+
+
+def test_what_is_submitted_is_small(tmp_path):
+    """By the function that `ray job submit` packs with; all these folders may lie in a project that is in use."""
+    from ray._private.runtime_env.packaging import create_package
+
+    project = tmp_path / "project"
+    kept = ("raysrec", "configs", "cluster")
+    for name in kept:
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".gitignore", ".rayignore", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, project / name)
+    for name in (
+        ".git/objects/pack/a",
+        ".venv/lib/torch.so",
+        "runs/a/checkpoints/step-1/state.safetensors",
+        "prepared/0f/histories/0.parquet",
+        "ratings.dat.gz",
+        "ml-1m/ratings.parquet",
+        "raysrec/__pycache__/train.cpython-311.pyc",
+        "tests/golden/a.safetensors",
+        "build/lib/a.so",
+    ):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(os.urandom(1_000_000))
+    # As it does since Ray 2.50; `.rayignore` says so for older clients.
+    create_package(str(project), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        names = {name for name in package.namelist() if not name.endswith("/")}
+    assert {name.split("/")[0] for name in names} == {*kept, ".gitignore", ".rayignore", "pyproject.toml", "README.md"}
+    assert not any("__pycache__" in name for name in names)
+    assert {f"raysrec/{name}.py" for name in ("train", "prepare", "evaluate")} <= names
+    assert (tmp_path / "package.zip").stat().st_size < 2_000_000

@@ -1,0 +1,140 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysrec.command_line import ConfigError, validate
+from raysrec.config import ScaleConfig
+from raysrec.placement import (
+    Machines,
+    asked_for,
+    data_bundles,
+    in_words,
+    model_options,
+    not_placed,
+    reading_options,
+    room,
+    task_options,
+    total,
+    worker_bundle,
+)
+
+GPU_NODE = {"CPU": 8.0, "GPU": 1.0, "memory": 1e10}
+DATA_NODE = {"CPU": 16.0, "data": 1000.0}
+ON_GPUS = ScaleConfig(workers=2, device="cuda", cpus_per_worker=7, data_cpus=12, data_resources={"data": 0.001})
+
+
+def test_a_laptop_is_asked_for_little():
+    scale = ScaleConfig()
+    assert worker_bundle(scale, use_gpu=False) == {"CPU": 1.0}
+    assert data_bundles(scale) == [{"CPU": 0.5}]
+    assert reading_options(scale) == {"num_cpus": 0.5, "resources": {}}
+    assert task_options(scale) == {"num_cpus": 1, "resources": {}}
+    assert asked_for(scale, use_gpu=False) == (
+        "1 x 1 CPU to train, on few machines; 0.5 CPUs to read; 1 CPU a task to prepare and rank"
+    )
+
+
+def test_gpus_train_and_other_machines_do_the_rest():
+    assert worker_bundle(ON_GPUS, use_gpu=True) == {"CPU": 7.0, "GPU": 1.0}
+    assert data_bundles(ON_GPUS) == [{"CPU": 1.0, "data": 0.001}] * 12
+    # 12 CPUs for two workers, tasks of half a CPU.
+    assert reading_options(ON_GPUS) == {"num_cpus": 0.5, "resources": {"data": 0.001}, "concurrency": 12}
+    assert task_options(ON_GPUS) == {"num_cpus": 1, "resources": {"data": 0.001}}
+    assert model_options(ON_GPUS, use_gpu=True) == {"num_cpus": 1, "num_gpus": 1.0}
+    # Ranked where there are no GPUs: raysrec.evaluate RUN scale.device=cpu.
+    assert model_options(ON_GPUS, use_gpu=False) == {"num_cpus": 1, "resources": {"data": 0.001}}
+    assert asked_for(ON_GPUS, use_gpu=True) == (
+        "2 x 7 CPUs and 1 GPU to train, on few machines; 12 CPUs and 0.012 data to read; "
+        "1 CPU and 0.001 data a task to prepare, 1 CPU and 1 GPU to rank"
+    )
+
+
+def test_elastic_workers_and_other_resources_are_said():
+    scale = ScaleConfig.model_validate(
+        {"workers": {"min": 1, "max": 4}, "placement": "spread", "resources_per_worker": {"big": 2}}
+    )
+    assert asked_for(scale, use_gpu=False).startswith("1 to 4 x 1 CPU and 2 big to train, on many machines; ")
+
+
+@pytest.mark.parametrize(
+    ("there", "may_come", "expected"),
+    [
+        ([GPU_NODE, GPU_NODE, DATA_NODE], {}, "3 machines with 32 CPUs, 2 GPUs and 1000 data: enough for 2 workers"),
+        (
+            [{"CPU": 0.0}],
+            {"gpu": (2, GPU_NODE), "data": (1, DATA_NODE)},
+            "1 machines with nothing, and up to 2 gpu, 1 data to come: enough for 2 workers when those have started",
+        ),
+        (
+            [DATA_NODE],
+            {"gpu": (1, GPU_NODE)},
+            "1 machines with 16 CPUs and 1000 data, and up to 1 gpu to come: NEVER enough for 2 workers; no machine "
+            "has room for 7 CPUs and 1 GPU",
+        ),
+        (
+            [GPU_NODE, GPU_NODE, {"CPU": 64.0}],
+            {},
+            "3 machines with 80 CPUs and 2 GPUs: NEVER enough for 2 workers; no machine has room for 1 CPU and 0.001 "
+            "data",
+        ),
+        # Enough in all, but not on one machine.
+        (
+            [{"CPU": 4.0, "GPU": 1.0}] * 4 + [DATA_NODE],
+            {},
+            "NEVER enough for 2 workers; no machine has room for 7 CPUs",
+        ),
+    ],
+)
+def test_it_is_said_whether_a_cluster_has_room_or_ever_will(there, may_come, expected):
+    assert expected in room(ON_GPUS, Machines(there, may_come), use_gpu=True)
+
+
+@given(st.lists(st.integers(1, 6), max_size=8), st.lists(st.integers(1, 8), max_size=5))
+def test_what_is_placed_fits(sizes, machines):
+    bundles = [{"CPU": float(size)} for size in sizes]
+    left_over = not_placed(bundles, [{"CPU": float(size)} for size in machines])
+    if left_over is None:
+        assert sum(sizes) <= sum(machines)
+    else:
+        assert left_over in bundles
+    if sizes and max(sizes) <= min(machines, default=0) and len(sizes) <= len(machines):
+        assert left_over is None
+
+
+def test_a_gpu_machine_is_spared_for_what_needs_one():
+    bundles = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert not_placed(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]) is None
+    assert not_placed(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]) == {"CPU": 4.0}
+
+
+def test_amounts_in_words():
+    assert in_words({"CPU": 1.0, "GPU": 2.0, "data": 0.001}) == "1 CPU, 2 GPUs and 0.001 data"
+    assert in_words({}) == "nothing"
+    assert total([{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]) == {"CPU": 3.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"gpus_per_worker": 0.5, "workers": 2},
+            "scale.gpus_per_worker=0.5 lets workers of one run share a GPU, which NCCL refuses; set scale.workers=1",
+        ),
+        (
+            {"resources_per_worker": {"GPU": 1}},
+            "scale.resources_per_worker.GPU: is for what else a machine has; set sc",
+        ),
+        (
+            {"data_resources": {"CPU": 1}},
+            "scale.data_resources.CPU: is for what else a machine has; set scale.cpus_per",
+        ),
+        ({"data_resources": {"data": 0}}, "scale.data_resources.data=0: input should be greater than 0"),
+        ({"cpus_per_worker": 0}, "scale.cpus_per_worker=0: "),
+        ({"placement": "strict"}, "scale.placement='strict': input should be 'pack' or 'spread'"),
+    ],
+)
+def test_impossible_wishes_are_refused(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate({"model": {"name": "sasrec"}, "scale": given})
