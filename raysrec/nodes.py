@@ -13,7 +13,7 @@ from raysrec.config import RunConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place
 from raysrec.runtime import ClusterError, in_cluster, job_folder
-from raysrec.versions import differences, versions_here
+from raysrec.versions import differences, look_around, versions_here
 
 ANSWER_S = 120.0
 """Seconds in which a machine must answer; a first worker on it has to be started and imports much."""
@@ -88,7 +88,9 @@ def refuse_other_versions(expected: Mapping[str, str]) -> None:
         ClusterError: It has others.
     """
     if found := differences(expected, versions_here()):
-        raise ClusterError(f"other versions on {os.uname().nodename} than where the run was started: {found}; {_SAME}")
+        raise ClusterError(
+            f"other versions on {os.uname().nodename} than where the run was started: {', '.join(found)}; {_SAME}"
+        )
 
 
 def refuse_fleeting(config: RunConfig) -> None:
@@ -106,11 +108,6 @@ def refuse_fleeting(config: RunConfig) -> None:
                 f"{key}={given}: lies in the folder which Ray unpacked for this job and throws away with it; name "
                 f"one that lasts and that all machines reach, such as {key}=s3://bucket/folder or {key}=/shared/folder"
             )
-
-
-def look_around(folders: Sequence[str]) -> dict[str, Any]:
-    """A task: what this machine has, and which of the folders it does not see."""
-    return {"versions": versions_here(), "unseen": [folder for folder in folders if not os.path.exists(folder)]}
 
 
 def _answer(reference: Any) -> dict[str, Any]:

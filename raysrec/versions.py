@@ -1,15 +1,19 @@
-"""Which versions a process has of what must be the same on all machines of a run; knows Python alone.
+"""Which versions a process has of what must be the same on all machines of a run.
+
+It knows Python alone, so that a machine which lacks the rest can say so.
 
 The code of raysrec itself travels with a run (`runtime.py`); torch, DeepSpeed and the rest are what a machine has
 installed. Workers that have others than the driver fail far from the reason, or compute something else.
 """
 
 import hashlib
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 COMPARED = ("ray", "torch", "deepspeed", "pyarrow", "numpy")
 """Distributions that must be the same, but for the build (2.13.0+cpu and 2.13.0+cu130 work together)."""
@@ -23,6 +27,11 @@ def versions_here() -> dict[str, str]:
     return {"python": f"{major}.{minor}", "raysrec": f"code {_digest_of_code()}"} | {
         name: _installed(name) for name in COMPARED
     }
+
+
+def look_around(folders: Sequence[str]) -> dict[str, Any]:
+    """A task: what this machine has, and which of the folders it does not see."""
+    return {"versions": versions_here(), "unseen": [folder for folder in folders if not os.path.exists(folder)]}
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:

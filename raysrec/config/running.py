@@ -42,13 +42,13 @@ class ScaleConfig(Section):
     """CPUs that Ray counts as a worker's. All that a GPU machine has, divided among its GPUs, keep other work away."""
     gpus_per_worker: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs of a worker that has any: one, or a share of one that a single small worker leaves to other runs."""
-    resources_per_worker: Resources = Field(default_factory=dict)
+    resources_per_worker: Resources = {}  # noqa: RUF012 - pydantic copies it
     """What else a worker's machine must have, by the names that the cluster gives it, such as
     `{"accelerator_type:A100": 0.001}`."""
     data_cpus: NonNegative = 0.0
     """CPUs for reading while all workers train: so many are waited for, and no more are used. 0 waits for those of one
     task and uses what is free."""
-    data_resources: Resources = Field(default_factory=dict)
+    data_resources: Resources = {}  # noqa: RUF012 - pydantic copies it
     """What the machines must have on which data is read, prepared and ranked, such as `{data: 0.001}` where only
     machines without GPUs have `data`."""
     placement: Literal["pack", "spread"] = "pack"
