@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -366,8 +367,9 @@ def slurm(stand_ins, tmp_path, monkeypatch):
     return stand_ins
 
 
-def test_slurm_starts_ray_on_all_nodes_and_ends_as_the_run_does(slurm):
-    slurm("python", 'echo "ray is at $RAY_ADDRESS"; exit 3')
+def test_slurm_starts_ray_on_all_nodes_and_ends_as_the_run_does(slurm, tmp_path):
+    waits = f'until [ "$(grep -c "^ray start" {tmp_path}/calls)" = 2 ]; do sleep 0.1; done'
+    slurm("python", f'{waits}; echo "ray is at $RAY_ADDRESS"; exit 3')
     done = subprocess.run(
         [CLUSTER / "slurm.sh", "--config", "a.yaml", "train.epochs=3"], capture_output=True, text=True, timeout=60
     )
@@ -401,6 +403,69 @@ def test_slurm_queues_a_run_again_that_saved_before_the_time_limit(slurm, tmp_pa
     assert re.search(r"^#SBATCH --signal=B:TERM@\d+$", (CLUSTER / "slurm.sh").read_text(), re.M)
 
 
+def stage_of(name):
+    """The instructions of this stage of the Dockerfile, each in one line."""
+    text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
+    stages = re.split(r"^FROM \S+ AS (\w+)$", text, flags=re.M)
+    found = dict(zip(stages[1::2], stages[2::2], strict=True))[name]
+    return [line.split(maxsplit=1) for line in found.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_install_raysrec_and_all_that_runs_it(tmp_path):
+    """In an environment that sees the libraries of this one, so that only what is new to it is fetched."""
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    site = tmp_path / f"venv/lib/python3.{sys.version_info.minor}/site-packages"
+    (site / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    image = tmp_path / "image"
+    image.mkdir()
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    # The index of torch's builds for CPUs; the torch that is here is one, and is left as it is.
+    environment |= {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}", "TORCH_INDEX": "https://pypi.org/simple"}
+    users, ran = [], []
+    for instruction, rest in [*stage_of("base"), *stage_of("cpu")]:
+        if instruction == "COPY" and not rest.startswith("--"):
+            *sources, target = rest.split()
+            for source in sources:
+                into = image / target / (Path(source).name if target == "./" else "")
+                shutil.copytree(ROOT / source, into) if (ROOT / source).is_dir() else shutil.copy(ROOT / source, into)
+        elif instruction == "RUN" and "pip " in rest:
+            done = subprocess.run(["bash", "-c", rest], cwd=image, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+            ran.append(rest)
+        elif instruction == "USER":
+            users.append(rest)
+    assert len(ran) == 2
+    assert users == ["1000"]
+    assert (site / "raysrec/train.py").is_file()
+    for library in ("boto3", "googleapiclient"):
+        subprocess.run([tmp_path / "venv/bin/python", "-c", f"import {library}"], env=environment, check=True)
+
+
+def test_both_images_are_of_one_python_and_no_user_is_root():
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (\S+) AS (\w+)$", text, re.M) == [
+        ("nvidia/cuda:${CUDA}-devel-ubuntu22.04", "toolkit"),
+        ("python:${PYTHON}-slim-bookworm", "base"),
+        ("base", "cpu"),
+        ("base", "kernels"),
+        ("base", "cuda"),
+    ]
+    assert re.search(r"^ARG PYTHON=3\.11\.\d+$", text, re.M)
+    for stage in ("cpu", "cuda"):
+        assert stage_of(stage)[-1] == ["USER", "1000"]
+    copied = {
+        word
+        for stage in ("base", "cpu", "cuda")
+        for name, rest in stage_of(stage)
+        if name == "COPY"
+        for word in rest.split()[:-1]
+    }
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {word.split("/")[0] for word in copied if not word.startswith(("--", "/"))} <= sent
+
+
 def test_what_the_job_asks_for_is_what_the_cluster_may_have():
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
@@ -415,10 +480,13 @@ def test_what_the_job_asks_for_is_what_the_cluster_may_have():
         read("aws.yaml")["available_node_types"],
         read("gcp.yaml")["available_node_types"],
     ):
-        may_come = {name: (node["max_workers"], node["resources"]) for name, node in nodes.items()}
+        has = {
+            name: {kind: float(amount) for kind, amount in node["resources"].items()} for name, node in nodes.items()
+        }
+        may_come = {name: (node["max_workers"], has[name]) for name, node in nodes.items()}
         eight = config.scale.model_copy(update={"workers": 8})
         assert "enough for 8 workers when those have started" in room(eight, Machines([], may_come), use_gpu=True)
         # A second worker, or reading, does not fit beside a worker on its machine.
-        gpu = next(node for name, node in nodes.items() if name.startswith("gpu"))["resources"]
+        gpu = next(of for name, of in has.items() if name.startswith("gpu"))
         assert not_placed([worker_bundle(config.scale, use_gpu=True)] * 2, [gpu]) is not None
         assert not_placed(data_bundles(config.scale), [gpu]) is not None

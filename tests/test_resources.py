@@ -5,15 +5,19 @@ import threading
 
 import pytest
 
-from raysrec import resources
+from raysrec import nodes, resources
 from raysrec.config import ScaleConfig
-from raysrec.resources import wait_for_room
+from raysrec.nodes import check_nodes
+from raysrec.place import Place
+from raysrec.placement import room
+from raysrec.resources import machines, wait_for_room
 from raysrec.runtime import ClusterError, ray_session
+from raysrec.versions import versions_here
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(monkeypatch):
+def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(monkeypatch, tmp_path):
     said = []
     with ray_session(ScaleConfig(), cpus=2):
         import ray
@@ -27,6 +31,19 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
         assert said == []
 
         monkeypatch.setenv("RAY_ADDRESS", "auto")
+        found = machines()
+        assert [machine["CPU"] for machine in found.there] == [2]
+        assert found.may_come == {}
+        assert (
+            room(ScaleConfig(), found, use_gpu=False) == "1 machines with 2 CPUs: enough for 1 workers, once it is free"
+        )
+        assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, use_gpu=False)
+        check_nodes([Place.of(tmp_path)], say=said.append)
+        with monkeypatch.context() as other:
+            other.setattr(nodes, "versions_here", lambda: versions_here() | {"torch": "1.0"})
+            with pytest.raises(ClusterError, match=r"^other versions on 127\.0\.0\.1: torch [\d.]+ \(here 1\.0\); "):
+                check_nodes([], say=said.append)
+
         wait_for_room(ScaleConfig(workers=1), say=said.append)
         assert said == []
         monkeypatch.setattr(resources, "SAY_EVERY_S", 1)
@@ -43,6 +60,11 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             match=r"1 workers and reading need 1\.5 CPUs and 1 GPUs; .* lower scale\.workers or set scale\.device=cpu",
         ):
             wait_for_room(ScaleConfig(workers=1, device="cuda", wait_s=0), say=said.append)
+
+        with pytest.raises(
+            ClusterError, match=r"\(0 free\), but 1 workers and reading need 1\.5 CPUs and 0\.001 big; that"
+        ):
+            wait_for_room(ScaleConfig(workers=1, data_resources={"big": 0.001}, wait_s=0), say=said.append)
 
         # Another job holds a CPU for a while.
         said.clear()
