@@ -89,8 +89,8 @@ def total(bundles: Iterable[Bundle]) -> Bundle:
     return sums
 
 
-def name_of(kind: str, amount: float) -> str:
-    """What so much of it is called."""
+def name_of(kind: str, amount: float = math.inf) -> str:
+    """What so much of it, or any, is called."""
     return f"{kind}s" if kind in ("CPU", "GPU") and amount != 1 else kind
 
 

@@ -85,6 +85,6 @@ def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:
     needs = {"CPU": 0.0, "GPU": 0.0} | needs
     if all(left.get(kind, 0) >= need for kind, need in needs.items()):
         return ""
-    has = " and ".join(f"{there.get(kind, 0):g} {name_of(kind, 2)} ({left.get(kind, 0):g} free)" for kind in needs)
-    wants = " and ".join(f"{need:g} {name_of(kind, 2)}" for kind, need in needs.items() if need)
+    has = " and ".join(f"{there.get(kind, 0):g} {name_of(kind)} ({left.get(kind, 0):g} free)" for kind in needs)
+    wants = " and ".join(f"{need:g} {name_of(kind)}" for kind, need in needs.items() if need)
     return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {workers} workers and reading need {wants}"
