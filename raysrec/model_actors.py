@@ -18,7 +18,7 @@ import torch
 from raysrec.config import ScaleConfig
 from raysrec.errors import readable
 from raysrec.faults import is_out_of_memory
-from raysrec.placement import task_options
+from raysrec.placement import model_options
 from raysrec.runtime import ClusterError, threads_per_worker, wants_gpu
 
 Do = Callable[[Any], Any]
@@ -72,8 +72,7 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
-    # Machines that are named for data have no GPUs.
-    on_gpu, workers = wants_gpu(scale) and not scale.data_resources, min(scale.max_workers, len(work))
+    on_gpu, workers = wants_gpu(scale), min(scale.max_workers, len(work))
     pieces = [{"work": pickle.dumps(piece)} for piece in work]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts, for which there is no other way yet
@@ -89,8 +88,7 @@ def _attempt(make: Callable[[torch.device], Do], work: Sequence[Any], scale: Sca
             ),
             batch_size=None,
             batch_format="numpy",
-            num_gpus=int(on_gpu),
-            **task_options(scale),
+            **model_options(scale, use_gpu=on_gpu),
             max_restarts=0,
         )
     results.context.execution_options.preserve_order = True

@@ -41,7 +41,19 @@ def reading_options(scale: ScaleConfig) -> dict[str, Any]:
 
 
 def task_options(scale: ScaleConfig) -> dict[str, Any]:
-    """What Ray is told of a task that computes on data: of preparation, or one that ranks."""
+    """What Ray is told of a task that prepares data."""
+    return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+
+
+def model_bundle(scale: ScaleConfig, *, use_gpu: bool) -> Bundle:
+    """What each process asks for that ranks with a trained model: a GPU, or else a machine for data."""
+    return {"CPU": 1.0} | ({"GPU": scale.gpus_per_worker} if use_gpu else scale.data_resources)
+
+
+def model_options(scale: ScaleConfig, *, use_gpu: bool) -> dict[str, Any]:
+    """What Ray is told of such a process."""
+    if use_gpu:
+        return {"num_cpus": 1, "num_gpus": scale.gpus_per_worker}
     return {"num_cpus": 1, "resources": dict(scale.data_resources)}
 
 
@@ -57,9 +69,14 @@ def asked_for(scale: ScaleConfig, *, use_gpu: bool) -> str:
     workers = f"{most}" if least == most else f"{least} to {most}"
     reading = total(data_bundles(scale))
     together = "on few machines" if scale.placement == "pack" else "on many machines"
+    preparing = in_words({"CPU": 1.0} | scale.data_resources)
+    ranking = in_words(model_bundle(scale, use_gpu=use_gpu))
+    tasks = f"{preparing} a task to prepare and rank"
+    if ranking != preparing:
+        tasks = f"{preparing} a task to prepare, {ranking} to rank"
     return (
         f"{workers} x {in_words(worker_bundle(scale, use_gpu=use_gpu))} to train, {together}; "
-        f"{in_words(reading)} to read; {in_words({'CPU': 1.0} | scale.data_resources)} a task to prepare and rank"
+        f"{in_words(reading)} to read; {tasks}"
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from raysrec.config import ScaleConfig
-from raysrec.placement import Bundle, Machines, data_bundles, name_of, total, worker_bundle
+from raysrec.placement import Bundle, Machines, data_bundles, model_bundle, name_of, total, worker_bundle
 from raysrec.runtime import ClusterError, in_cluster
 
 SAY_EVERY_S = 30
@@ -28,7 +28,7 @@ def wait_for_room(
 
     Args:
         scale: The workers, and for how long to wait.
-        workers: How many of them must find room; the fewest that train if not said.
+        workers: How many that rank must find room; if not said, the fewest that train.
         say: Is told now and then what is missing.
 
     Raises:
@@ -36,8 +36,9 @@ def wait_for_room(
     """
     import ray.util
 
+    bundle = (model_bundle if workers else worker_bundle)(scale, use_gpu=scale.device == "cuda")
     workers = workers or scale.min_workers
-    bundles = [worker_bundle(scale, use_gpu=scale.device == "cuda")] * workers + data_bundles(scale)
+    bundles = [bundle] * workers + data_bundles(scale)
     lacks = partial(_lacks, workers, total(bundles))
     less = "lower scale.workers" + (" or set scale.device=cpu" if scale.device == "cuda" else "")
     if not in_cluster():

@@ -86,6 +86,11 @@ def job_folder() -> Path | None:
     return Path.cwd() if "working_dir" in _job_environment() else None
 
 
+def local_cpus(scale: ScaleConfig) -> int:
+    """CPUs of a Ray which starts here for one training; as Ray counts them, whatever this machine has."""
+    return scale.max_workers * scale.cpus_per_worker + max(SPARE_CPUS, math.ceil(scale.data_cpus))
+
+
 @contextmanager
 def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
     """A Ray to work in: the cluster this process was submitted to, or one that starts here and ends with the block.
@@ -248,7 +253,7 @@ def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str,
     if not local:
         return {"address": "auto"}
     return {
-        "num_cpus": cpus or scale.max_workers * scale.cpus_per_worker + max(SPARE_CPUS, math.ceil(scale.data_cpus)),
+        "num_cpus": cpus or local_cpus(scale),
         # What a config asks of a cluster's machines is here, too: the same config runs on a laptop.
         "resources": dict.fromkeys([*scale.resources_per_worker, *scale.data_resources], 1_000),
         "object_store_memory": OBJECT_STORE_BYTES,

@@ -25,6 +25,7 @@ from raysrec.command_line import config_parser, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
+from raysrec.nodes import check_nodes, refuse_fleeting
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.trials import read_sweep
@@ -33,7 +34,7 @@ from raysrec.plan import plan
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
 from raysrec.resources import wait_for_room
-from raysrec.runtime import SPARE_CPUS, in_cluster, ray_session, threads_per_worker, wants_gpu
+from raysrec.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
@@ -94,8 +95,8 @@ def _is_finished(sweep: Sweep) -> bool:
 def _session(sweep: Sweep) -> Iterator[None]:
     """A Ray with room for the trials that are trained at once; one in which not even one can be trained is refused."""
     scale = sweep.config.scale
-    cpus = sweep.settings.max_concurrent * (scale.max_workers + SPARE_CPUS)
-    with ray_session(scale, cpus=cpus):
+    with ray_session(scale, cpus=sweep.settings.max_concurrent * local_cpus(scale)):
+        check_nodes([])
         wants_gpu(scale)
         wait_for_room(scale)
         yield
@@ -273,6 +274,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Search as the command line says and print the tables."""
     sweep = load_sweep(arguments.sweep, arguments.config, arguments.overrides)
     refuse_idle_workers(sweep.config)
+    refuse_fleeting(sweep.config)
     if arguments.dry_run:
         print(describe(sweep), "", "every trial, but for its parameters:", "", sep="\n")
         print(plan(sweep.config, find_prepared(sweep.config.data), use_gpu=sweep.config.scale.device == "cuda"))

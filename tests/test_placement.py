@@ -11,6 +11,7 @@ from raysrec.placement import (
     asked_for,
     data_bundles,
     in_words,
+    model_options,
     not_placed,
     reading_options,
     room,
@@ -41,9 +42,12 @@ def test_gpus_train_and_other_machines_do_the_rest():
     # 12 CPUs for two workers, tasks of half a CPU.
     assert reading_options(ON_GPUS) == {"num_cpus": 0.5, "resources": {"data": 0.001}, "concurrency": 12}
     assert task_options(ON_GPUS) == {"num_cpus": 1, "resources": {"data": 0.001}}
+    assert model_options(ON_GPUS, use_gpu=True) == {"num_cpus": 1, "num_gpus": 1.0}
+    # Ranked where there are no GPUs: raysrec.evaluate RUN scale.device=cpu.
+    assert model_options(ON_GPUS, use_gpu=False) == {"num_cpus": 1, "resources": {"data": 0.001}}
     assert asked_for(ON_GPUS, use_gpu=True) == (
         "2 x 7 CPUs and 1 GPU to train, on few machines; 12 CPUs and 0.012 data to read; "
-        "1 CPU and 0.001 data a task to prepare and rank"
+        "1 CPU and 0.001 data a task to prepare, 1 CPU and 1 GPU to rank"
     )
 
 
