@@ -5,17 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
-from sweeps import SETTINGS, lines
+from sweeps import SETTINGS, lines, make_sweep
 from test_resume import environment, until
 
+from raysrec import tune
 from raysrec.command_line import load, overlay
 from raysrec.run_directory import RunDirectory
+from raysrec.stopping import StopRequest
 from raysrec.sweep import SweepDirectory
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+from raysrec.sweep.book import TrialBook
 
 SWEEP = {
     "space": {"train.learning_rate": {"grid": [2.0e-3, 1.0e-7, 2.0e-2]}},
@@ -28,6 +30,9 @@ def events(run, kind):
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path):
     places = {
         "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
@@ -92,3 +97,61 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_tria
     refused = subprocess.run([*command, "train.epochs=3"], **shown, timeout=100)
     assert refused.returncode == 2
     assert "holds another sweep: config.train.epochs was 6 and is now 3" in refused.stderr
+
+
+class Never:
+    def judge(self, name, *, epoch, score, best):
+        return False
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """Runs a sweep of two trials that is asked to stop at once; who was asked to save, and where the trials stand."""
+
+    def run(trials, stop_within_s):
+        overrides = (f"checkpoint.stop_within_s={stop_within_s}", "sweep.max_concurrent=2")
+        sweep = make_sweep(tmp_path, {"model.num_blocks": {"grid": [1, 2, 3]}}, *overrides)
+        sweep.directory.begin(sweep.settings, sweep.config, "0123")
+        book, stop, asked = TrialBook(sweep, Never()), StopRequest(), []
+        begun = [book.begin_next()[0].name for _ in range(2)]
+        monkeypatch.setattr(tune, "ASK_AGAIN_S", 0.1)
+        monkeypatch.setattr(tune, "ask_to_stop", lambda run, by: asked.append((run.path.name, by)))
+        stop.signal = "SIGTERM"
+        error = tune._in_a_thread(lambda give_up: trials(book, asked, give_up), book, stop)
+        assert book.begin_next() is None
+        assert {name for name, _ in asked} == set(begun)
+        return error, asked, [trial.state for trial in sweep.directory.trials]
+
+    return run
+
+
+def until_true(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_asked_to_stop_a_sweep_asks_each_trial_until_it_has_saved(stopped):
+    def trials(book, asked, give_up):
+        for number in range(2):  # the second one has only just started, and hears nothing at first
+            name = f"trial-{number:03d}"
+            until_true(lambda: asked.count((name, "SIGTERM")) > 2 * number)  # noqa: B023
+            book.heard(name, {"kind": "end", "state": "stopped", "seconds": 1.0})
+
+    error, _, states = stopped(trials, stop_within_s=60)
+    assert error is None
+    assert states == ["interrupted", "interrupted"]
+
+
+def test_trials_that_do_not_end_in_time_are_left_to_go_on_another_time(stopped):
+    error, _, states = stopped(lambda book, asked, give_up: give_up.wait(60), stop_within_s=0.5)
+    assert error is None
+    assert states == ["interrupted", "interrupted"]
+
+
+def test_what_ends_ray_tune_is_not_hidden(stopped):
+    def trials(book, asked, give_up):
+        until_true(lambda: len({name for name, _ in asked}) == 2)
+        raise OSError("no space left")
+
+    error, _, _ = stopped(trials, stop_within_s=60)
+    assert str(error) == "no space left"
