@@ -69,7 +69,6 @@ def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> S
     """
     config, directory = sweep.config, sweep.directory
     refuse_idle_workers(config)
-    refuse_fleeting(config)
     data = prepare_to_learn(config)
     _make_room(directory, fresh=fresh)
     directory.begin(sweep.settings, config, data.manifest.fingerprint)
@@ -97,9 +96,8 @@ def _session(sweep: Sweep, data: PreparedData) -> Iterator[None]:
     """A Ray with room for the trials that are trained at once; one in which not even one can be trained is refused."""
     scale = sweep.config.scale
     with ray_session(scale, cpus=sweep.settings.max_concurrent * local_cpus(scale)):
-        check_nodes([])
-        wants_gpu(scale)
         check_nodes([data.directory, sweep.directory.path])
+        wants_gpu(scale)
         wait_for_room(scale)
         yield
 
