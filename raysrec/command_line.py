@@ -133,16 +133,17 @@ def config_parser(verb: str, description: str) -> argparse.ArgumentParser:
 def help_of_keys() -> str:
     """Every key with its default and meaning, as the schema states them."""
     lines = ["keys:"]
-    lines += _describe(RunConfig)
+    lines += describe_keys(RunConfig)
     for name, model in MODELS.items():
-        lines += ["", f"keys of model.name={name}:", *_describe(model.Config, "model.")]
+        lines += ["", f"keys of model.name={name}:", *describe_keys(model.Config, "model.")]
     return "\n".join(lines)
 
 
-def _describe(section: type[Section], prefix: str = "") -> Iterator[str]:
+def describe_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Lines of help: the keys of a section and of those in it, with their defaults and meanings."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _describe(field.annotation, f"{prefix}{name}.")
+            yield from describe_keys(field.annotation, f"{prefix}{name}.")
         elif prefix or name != "model":
             default = "required" if field.default is PydanticUndefined else field.default
             shown = default if str(default) else "''"
@@ -247,7 +248,7 @@ def _alike(one: str, other: str) -> float:
 def _known_keys(model: str | None) -> Iterator[str]:
     """Sections, their keys, and the keys of one model; of all models where it is not known which is meant."""
     yield from RunConfig.model_fields
-    described = [*_describe(RunConfig)]
+    described = [*describe_keys(RunConfig)]
     for name in [model] if model else MODELS:
-        described += _describe(MODELS[name].Config, "model.")
+        described += describe_keys(MODELS[name].Config, "model.")
     yield from (line.split()[0] for line in described)

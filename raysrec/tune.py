@@ -1,6 +1,6 @@
 """Search for good settings: many trainings of one configuration whose parameters differ, compared by validation scores.
 
-    python -m raysrec.tune --config configs/ml-1m.yaml --sweep configs/sweeps/layers.yaml
+    python -m raysrec.tune --config configs/ml-1m.yaml --sweep configs/sweeps/recgrela-layers.yaml
 
 A sweep's file names parameters and how they are drawn (`space`), how many trials there are (`num_samples`), and which
 are ended early (`scheduler`). Data are prepared once. Each trial is a run directory like any other. The same command,
@@ -21,7 +21,7 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import config_parser, run_verb
+from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
@@ -295,6 +295,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = config_parser("tune", __doc__ or "")
+    parser.epilog = "\n".join(["keys of the sweep's file:", *describe_keys(SweepConfig), "", parser.epilog or ""])
     parser.add_argument(
         "--sweep",
         required=True,
