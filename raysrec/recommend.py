@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from raysrec.command_line import load, run_verb
-from raysrec.config import DataConfig, RunConfig
+from raysrec.config import DataConfig, RunConfig, ScaleConfig
 from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
 from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
@@ -23,6 +23,8 @@ from raysrec.data.fingerprint import stamp_of
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
+from raysrec.nodes import check_nodes
+from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.recommend_request import (
     FILE_KEYS,
@@ -84,7 +86,7 @@ def recommend(
     large = users is not None and about_interactions(users) >= LARGE_INTERACTIONS
     with ray_session(config.scale) if large else nullcontext():
         if users:
-            work = _users_in(users, data, folder, in_tasks=large)
+            work = _users_in(users, data, folder, config.scale if large else None)
         wanted = Wanted(
             run=str(run.path.absolute()),
             prepared=str(data.directory.absolute()),
@@ -121,15 +123,16 @@ def _users_of(data: PreparedData, request: Request) -> _Work:
     return _Work(list(enumerate(units)), {"only": ids}, left_out=nobody)
 
 
-def _users_in(users: DataConfig, data: PreparedData, folder: RecommendationFolder, *, in_tasks: bool) -> _Work:
-    """Users of a file of histories, a part for each share of them."""
-    dealt = folder.dealt() or _deal(users, data, folder, in_tasks=in_tasks)
+def _users_in(users: DataConfig, data: PreparedData, folder: RecommendationFolder, scale: ScaleConfig | None) -> _Work:
+    """Users of a file of histories, a part for each share of them; it is read in tasks where a scale is given."""
+    dealt = folder.dealt() or _deal(users, data, folder, scale)
     whom = {"dealt": dealt}
     return _Work([(share, ()) for share in range(dealt.num_shares)], whom, unknown_items=dealt.unknown_items)
 
 
-def _deal(users: DataConfig, data: PreparedData, folder: RecommendationFolder, *, in_tasks: bool) -> DealtUsers:
-    run = partial(run_with_ray if in_tasks else run_here, bar=partial(stage, say=_say))
+def _deal(users: DataConfig, data: PreparedData, folder: RecommendationFolder, scale: ScaleConfig | None) -> DealtUsers:
+    bar = partial(stage, say=_say)
+    run = partial(run_with_ray, bar=bar, scale=scale) if scale else partial(run_here, bar=bar)
     before = stamp_of(users)
     try:
         with about_file():
@@ -154,6 +157,7 @@ def _write_parts(
     if not missing:
         return parts
     with ray_session(config.scale), stage("recommending", len(missing), say=_say) as done:
+        check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work])
         wait_for_room(config.scale, workers=1)
         for number, counts in done_by_actors(partial(Recommender, wanted), missing, config.scale):
             parts[number] = counts

