@@ -95,6 +95,7 @@ def test_what_grafana_and_prometheus_are_started_with_reads():
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="no prometheus here; tools/check installs it from Debian"
 )
