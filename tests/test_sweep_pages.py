@@ -122,8 +122,11 @@ def test_a_number_is_important_by_its_quarters():
 @pytest.mark.parametrize(
     ("trials", "reason"),
     [
-        ([trial(n, 0.1 * n, lr=n % 2) for n in range(LEAST_TRIALS - 1)], "7 trials have a score, fewer than 8"),
-        ([trial(n, lr=n % 2) for n in range(20)], "0 trials have a score, fewer than 8"),
+        (
+            [trial(n, 0.1 * n, lr=n % 2) for n in range(LEAST_TRIALS - 1)],
+            "too few trials have a score: 7, of at least 8",
+        ),
+        ([trial(n, lr=n % 2) for n in range(20)], "too few trials have a score: 0, of at least 8"),
         ([trial(n, 0.01 * n, lr="same") for n in range(20)], "fewer than two of its values were tried 2 times or more"),
         ([trial(n, 0.01 * n, lr=str(n)) for n in range(20)], "fewer than two of its values were tried 2 times or more"),
         ([trial(n, 0.3, lr=n % 2) for n in range(20)], "all scores are the same"),

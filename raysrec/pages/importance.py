@@ -49,7 +49,7 @@ def importances(trials: Sequence[Trial], parameters: Sequence[str]) -> list[Impo
 def _importance(trials: Sequence[Trial], name: str) -> Importance:
     trials = [trial for trial in trials if name in trial.parameters]
     if len(trials) < LEAST_TRIALS:
-        return Importance(name, None, None, f"{len(trials)} trials have a score, fewer than {LEAST_TRIALS}")
+        return Importance(name, None, None, f"too few trials have a score: {len(trials)}, of at least {LEAST_TRIALS}")
     groups = _groups([trial.parameters[name] for trial in trials])
     sizes = np.bincount(groups)
     enough = sizes >= LEAST_IN_GROUP

@@ -156,5 +156,5 @@ def _words(value: object) -> str:
     if isinstance(value, dict):
         name = value.get("name", "")
         rest = ", ".join(f"{key.replace('_', ' ')} {other}" for key, other in value.items() if key != "name")
-        return f"{name} ({rest})" if rest else str(name)
+        return f"{name} ({rest})" if rest and name != "none" else str(name)
     return str(value)
