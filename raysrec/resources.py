@@ -9,7 +9,7 @@ from typing import Any
 
 from raysrec.config import ScaleConfig
 from raysrec.placement import Bundle, Machines, data_bundles, model_bundle, name_of, total, worker_bundle
-from raysrec.runtime import ClusterError, in_cluster
+from raysrec.runtime import ClusterError, in_cluster, wants_gpu
 
 SAY_EVERY_S = 30
 """Seconds between two lines that say what is missing."""
@@ -36,6 +36,8 @@ def wait_for_room(
     """
     import ray.util
 
+    if not workers:
+        _refuse_to_starve_reading(scale)
     bundle = (model_bundle if workers else worker_bundle)(scale, use_gpu=scale.device == "cuda")
     workers = workers or scale.min_workers
     bundles = [bundle] * workers + data_bundles(scale)
@@ -59,6 +61,17 @@ def wait_for_room(
             say(f"{missing}; waiting up to {left:.0f} seconds more for nodes")
     finally:
         ray.util.remove_placement_group(room)
+
+
+def _refuse_to_starve_reading(scale: ScaleConfig) -> None:
+    """Seen: two workers filled the only machine on which data could be read, and both waited for ever."""
+    could_meet = in_cluster() and scale.data_resources and not scale.resources_per_worker
+    if could_meet and scale.device != "cuda" and (scale.device == "cpu" or not wants_gpu(scale)):
+        raise ClusterError(
+            f"scale.data_resources={scale.data_resources}: workers without GPUs may fill the machines that have it, "
+            "and then nothing is read; set scale.resources_per_worker to something that only other machines have, "
+            "or drop scale.data_resources"
+        )
 
 
 def machines() -> Machines:

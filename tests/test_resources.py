@@ -62,9 +62,11 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             wait_for_room(ScaleConfig(workers=1, device="cuda", wait_s=0), say=said.append)
 
         with pytest.raises(
-            ClusterError, match=r"\(0 free\), but 1 workers and reading need 1\.5 CPUs and 0\.001 big; that"
+            ClusterError, match=r"\(0 free\), but 1 workers and reading need 1\.5 CPUs and 2 own and 0\.001 big; that"
         ):
-            wait_for_room(ScaleConfig(workers=1, data_resources={"big": 0.001}, wait_s=0), say=said.append)
+            wait_for_room(
+                ScaleConfig(resources_per_worker={"own": 2}, data_resources={"big": 0.001}, wait_s=0), say=said.append
+            )
 
         # Another job holds a CPU for a while.
         said.clear()
@@ -121,3 +123,9 @@ def test_a_start_that_fails_in_another_way_says_so_in_one_line(monkeypatch):
         ray_session(ScaleConfig()),
     ):
         pass
+
+
+def test_workers_must_not_fill_the_machines_that_read(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ClusterError, match=r"^scale\.data_resources=\{'data': 0\.001\}: workers without GPUs may fill"):
+        wait_for_room(ScaleConfig(device="cpu", data_resources={"data": 0.001}))
