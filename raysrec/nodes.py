@@ -99,15 +99,26 @@ def refuse_fleeting(config: RunConfig) -> None:
     Raises:
         ClusterError: What it writes would go with the job.
     """
-    folder = job_folder()
-    places: dict[str, AnyPath] = {"storage.root": config.storage.root, "data.prepared": config.data.prepared}
-    for key, given in places.items():
-        place = Place.of(given)
-        if folder and place.is_local and Path(place.absolute().path).is_relative_to(folder):
-            raise ClusterError(
-                f"{key}={given}: lies in the folder which Ray unpacked for this job and throws away with it; name "
-                f"one that lasts and that all machines reach, such as {key}=s3://bucket/folder or {key}=/shared/folder"
-            )
+    refuse_in_job_folder("storage.root", config.storage.root)
+    refuse_in_job_folder("data.prepared", config.data.prepared)
+
+
+def refuse_in_job_folder(key: str, given: AnyPath) -> None:
+    """The same for one place.
+
+    Args:
+        key: What it is called on the command line.
+        given: The place.
+
+    Raises:
+        ClusterError: What is written there would go with the job.
+    """
+    folder, place = job_folder(), Place.of(given)
+    if folder and place.is_local and Path(place.absolute().path).is_relative_to(folder):
+        raise ClusterError(
+            f"{key}={given}: lies in the folder which Ray unpacked for this job and throws away with it; name "
+            f"one that lasts and that all machines reach, such as {key}=s3://bucket/folder or {key}=/shared/folder"
+        )
 
 
 def _answer(reference: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from raysrec.data.fingerprint import stamp_of
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
-from raysrec.nodes import check_nodes
+from raysrec.nodes import check_nodes, refuse_in_job_folder
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.recommend_request import (
@@ -200,6 +200,7 @@ def _left_out(words: str, some: dict[str, Any]) -> str:
 
 def main(arguments: argparse.Namespace) -> None:
     """Recommend as the command line says, and print what was written."""
+    refuse_in_job_folder("--output", arguments.output)
     run = RunDirectory.open(arguments.run)
     of_file = [override for override in arguments.overrides if override.startswith("data.")]
     _refuse_overrides(arguments)

@@ -8,7 +8,7 @@ import pytest
 
 from raysrec import nodes, runtime
 from raysrec.command_line import validate
-from raysrec.nodes import check_nodes, refuse, refuse_fleeting, refuse_other_versions
+from raysrec.nodes import check_nodes, refuse, refuse_fleeting, refuse_in_job_folder, refuse_other_versions
 from raysrec.runtime import ClusterError
 from raysrec.versions import ABSENT, COMPARED, differences, look_around, versions_here
 
@@ -103,6 +103,8 @@ def test_a_job_keeps_nothing_in_its_own_folder(job, tmp_path):
     ):
         refuse_fleeting(config(storage={"root": "/shared/runs"}, data={"prepared": f"{tmp_path}/p"}))
     refuse_fleeting(config(storage={"root": "s3://bucket/runs"}, data={"prepared": "/shared/prepared"}))
+    with pytest.raises(ClusterError, match="--output=recs: lies in the folder which Ray unpacked"):
+        refuse_in_job_folder("--output", "recs")
 
 
 def test_workers_get_this_code_unless_the_job_brought_it(job, monkeypatch, tmp_path):
