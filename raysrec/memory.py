@@ -82,6 +82,7 @@ def estimate(
             Part("gradients", weights // shares[1], ("model.dim",)),
             Part("optimizer", 2 * weights // shares[2], ("model.dim",)),
             Part("the copy that is validated, and the best", 2 * weights, ("model.dim",)),
+            Part("the checkpoint while it is saved", 3 * weights // shares[2], ("model.dim",)),
             Part("activations", int(activation_bytes(model, config.model.max_length) * tokens), micro_batch),
             Part("loss", _loss_bytes(config, model, tokens, on_gpu), ("train.batch_targets", "loss.negatives")),
             Part("histories that wait", waiting * SHUFFLED_BYTES, ("data.shuffle_interactions",)),
