@@ -29,8 +29,10 @@ Run = Callable[[str, Do, Sequence[tuple[Any, ...]]], Iterator[Any]]
 """Does a stage of that name with each of the arguments: what all that yields, in the order of the work."""
 
 
-def run_here(name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar) -> Iterator[Any]:
-    """One after the other in this process; for tests and debuggers."""
+def run_here(
+    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, scale: ScaleConfig = _ANYWHERE
+) -> Iterator[Any]:
+    """One after the other in this process, whatever the scale; for tests and debuggers, and where there is little."""
     with bar(name, len(work)) as done:
         for arguments in work:
             yield from do(*arguments)
