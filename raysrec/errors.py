@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterator
 
+_RAYS_ADVICE = re.compile(r"\nFailed to .+ after \d+/\d+ attempts.*", re.DOTALL)
+"""What Ray Data writes into the text of an error that a task or actor raised."""
+
 
 class ReadableError(ValueError):
     """Its text names what is wrong, where, and what to do; a user needs no traceback beside it."""
@@ -21,6 +24,7 @@ def readable(error: BaseException) -> ReadableError | None:
     for inner in reversed(wrapped):
         # What Ray makes of an error is of the error's class too, but its text is the whole traceback.
         if isinstance(inner, ReadableError) and not hasattr(inner, "cause"):
+            inner.args = (_RAYS_ADVICE.sub("", str(inner)), *inner.args[1:])
             return inner
     kinds = {kind.__name__: kind for kind in _kinds(ReadableError)}
     said = re.findall(rf"\b({'|'.join(kinds)}): (.+)", "\n".join(map(str, wrapped)))

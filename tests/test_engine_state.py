@@ -300,8 +300,8 @@ def test_every_worker_s_file_must_be_there(tmp_path):
 
 
 def test_nothing_that_is_loaded_can_run_code():
-    """Pickle stays between the tasks of one run, in `data/tasks.py`."""
+    """Pickle stays between the tasks and actors of one run, in Ray's memory."""
     unsafe = re.compile(r"torch\.(load|save)\b|\bpickle\b|\ball_gather_object\b|_object_list\b|load_checkpoint")
     package = Path(raysrec.__file__).parent
     found = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if unsafe.search(file.read_text())}
-    assert found - {"data/tasks.py"} == set()
+    assert found == {"data/tasks.py", "model_actors.py"}

@@ -42,6 +42,13 @@ def test_other_errors_are_left_alone(error):
     assert readable(error) is None
 
 
+def test_what_ray_data_adds_to_a_text_is_taken_off():
+    said = PreparedDataError(
+        f"{SAID}\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts …"
+    )
+    assert str(readable(Wrapper("outer", cause=said))) == str(SAID)
+
+
 def test_damage_lasts_and_a_store_may_recover():
     assert isinstance(SAID, LastingError)
     assert isinstance(PlaceError("down"), ReadableError)
