@@ -243,8 +243,9 @@ def main(arguments: argparse.Namespace) -> None:
     trained = None if record else _trained(run)
     data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
     with ray_session(config.scale):
-        check_nodes([data.directory, run.path])
+        asked = check_nodes([data.directory, run.path])
         wait_for_room(config.scale, workers=1)
+        check_nodes([data.directory, run.path], known=asked)
         if trained:
             rank(run, data, config, trained)
         elif record:

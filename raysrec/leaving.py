@@ -1,4 +1,6 @@
-"""Notices that the machine of a worker is about to be taken away, by a signal or by Ray's word.
+"""Why workers save and end before training does: a machine is about to be taken away, or there will be more workers.
+
+The first is told by a signal or by Ray, the second by what decides how many workers there are.
 
 A training worker runs in a thread of its process, where Python accepts no signal handler; Ray's actor calls come in the
 main thread, where it does.
@@ -14,10 +16,21 @@ LOOK_EVERY_S = 1.0
 
 
 class Leaving(RuntimeError):
-    """A worker's machine is about to be taken away; everything is saved."""
+    """Workers are to be started again, elsewhere or in another number; everything is saved."""
 
 
 _ASKED = threading.Event()
+_TO_REGROUP = threading.Event()
+
+
+def regroup() -> None:
+    """Have this worker save and end, to go on in a group of another size; called in its process."""
+    _TO_REGROUP.set()
+
+
+def asked_to_regroup() -> bool:
+    """Is this worker to go on in a group of another size?"""
+    return _TO_REGROUP.is_set()
 
 
 def listen() -> None:

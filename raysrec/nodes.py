@@ -1,10 +1,11 @@
 """Whether every machine of a cluster can do its part of a run: it has the same versions and sees the same folders.
 
-Machines that come later are looked at when a worker starts on them.
+Machines that start while a run waits for them are asked when it has waited; those that come later are looked at when a
+worker starts on them.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,34 +25,44 @@ MACHINES_SAID = 3
 """Machines of which it is said what is wrong; more would say the same."""
 
 
-def check_nodes(places: Sequence[Place], *, say: Callable[[str], None] = _print_at_once) -> None:
+def check_nodes(
+    places: Sequence[Place], *, known: Collection[str] = (), say: Callable[[str], None] = _print_at_once
+) -> set[str]:
     """Ask every machine of the cluster for its versions, and whether it sees these places; call in `ray_session`.
 
     Args:
         places: Those that workers read and write.
+        known: Machines that were asked before, by Ray's names for them: what this returned then.
         say: Is told which machines did not answer; what they lack is found when a worker starts on them.
+
+    Returns:
+        Those that have been asked by now.
 
     Raises:
         ClusterError: A machine has other versions, cannot import raysrec, or does not see a place.
     """
     if not in_cluster():
-        return
+        return set()
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folders = [str(place.absolute()) for place in places if place.is_local]
     task = ray.remote(num_cpus=0, max_retries=0)(look_around)
+    there = _alive()
     asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            folders
-        ): node["NodeManagerAddress"]
-        for node in ray.nodes()
-        if node["Alive"]
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(folders): node
+        for node in there.keys() - set(known)
     }
+    if not asked:
+        return set(there)
     ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
     if silent:
-        say(f"{_some(asked[one] for one in silent)} did not answer within {ANSWER_S:g} seconds; going on")
-    refuse({asked[one]: _answer(one) for one in ready})
+        say(f"{_some(there[asked[one]] for one in silent)} did not answer within {ANSWER_S:g} seconds; going on")
+    answers = {asked[one]: _answer(one) for one in ready}
+    # A machine may be taken away meanwhile; what it did not answer is no fault of it.
+    remaining = _alive()
+    refuse({there[node]: answer for node, answer in answers.items() if node in remaining or "failed" not in answer})
+    return set(there)
 
 
 def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -119,6 +130,13 @@ def refuse_in_job_folder(key: str, given: AnyPath) -> None:
             f"{key}={given}: lies in the folder which Ray unpacked for this job and throws away with it; name "
             f"one that lasts and that all machines reach, such as {key}=s3://bucket/folder or {key}=/shared/folder"
         )
+
+
+def _alive() -> dict[str, str]:
+    """The address of each machine, by Ray's name for it."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def _answer(reference: Any) -> dict[str, Any]:

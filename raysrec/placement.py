@@ -106,19 +106,58 @@ class Machines:
 
 def room(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> str:
     """Whether the machines have room for the fewest workers that train, now or ever, in words."""
-    bundles = [worker_bundle(scale, use_gpu=use_gpu)] * scale.min_workers + data_bundles(scale)
-    has = in_words(total([{kind: of.get(kind, 0.0) for kind in total(bundles)} for of in machines.there]))
-    said = f"{len(machines.there)} machines with {has}"
+    bundles = _fewest(scale, use_gpu=use_gpu)
+    said = _said_of(machines, bundles)
     if (left_over := not_placed(bundles, machines.there)) is None:
         return f"{said}: enough for {scale.min_workers} workers, once it is free"
-    growing = ", ".join(f"{count} {kind}" for kind, (count, _) in machines.may_come.items() if count)
+    growing = _said_to_come(machines)
     all_of_them = [*machines.there, *(of for count, of in machines.may_come.values() for _ in range(count))]
     if growing and (left_over := not_placed(bundles, all_of_them)) is None:
-        return f"{said}, and up to {growing} to come: enough for {scale.min_workers} workers when those have started"
-    growing = f", and up to {growing} to come" if growing else ""
+        return f"{said}{growing}: enough for {scale.min_workers} workers when those have started"
     return (
         f"{said}{growing}: NEVER enough for {scale.min_workers} workers; no machine has room for {in_words(left_over)}"
     )
+
+
+def lacking(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> str:
+    """What is said where the machines have no room for the fewest workers that train; empty where they have."""
+    bundles = _fewest(scale, use_gpu=use_gpu)
+    if not_placed(bundles, machines.there) is None:
+        return ""
+    return (
+        f"no room for {scale.min_workers} workers and reading on {_said_of(machines, bundles)}{_said_to_come(machines)}"
+    )
+
+
+def most_workers(
+    worker: Bundle, reading: Sequence[Bundle], machines: Sequence[Mapping[str, float]], *, at_most: int
+) -> int:
+    """How many workers there may be, so that what reads has room, too.
+
+    Args:
+        worker: What each asks for.
+        reading: What must have room besides; where it has none on empty machines either, workers do not matter to it.
+        machines: What each machine has.
+        at_most: More workers are not wanted.
+    """
+    if not_placed(reading, machines) is not None:
+        return at_most
+    counts = range(at_most, 0, -1)
+    return next((count for count in counts if not_placed([worker] * count + [*reading], machines) is None), 0)
+
+
+def _fewest(scale: ScaleConfig, *, use_gpu: bool) -> list[Bundle]:
+    return [worker_bundle(scale, use_gpu=use_gpu)] * scale.min_workers + data_bundles(scale)
+
+
+def _said_of(machines: Machines, bundles: Sequence[Bundle]) -> str:
+    has = in_words(total([{kind: of.get(kind, 0.0) for kind in total(bundles)} for of in machines.there]))
+    return f"{len(machines.there)} machines with {has}"
+
+
+def _said_to_come(machines: Machines) -> str:
+    growing = ", ".join(f"{count} {kind}" for kind, (count, _) in machines.may_come.items() if count)
+    return f", and up to {growing} to come" if growing else ""
 
 
 def not_placed(bundles: Sequence[Bundle], machines: Iterable[Mapping[str, float]]) -> Bundle | None:

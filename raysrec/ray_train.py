@@ -78,7 +78,10 @@ def in_words(worker_exceptions: Mapping[int, Exception], explained: Callable[[Ex
     """One line: what each worker raised, without those that only noticed that another was gone."""
     said = {worker: explained(error) or _last_line(error) for worker, error in sorted(worker_exceptions.items())}
     first = {worker: text for worker, text in said.items() if not NOTICED.search(text)} or said
-    return "; ".join(f"worker {worker}: {text}" for worker, text in first.items())
+    who: dict[str, list[str]] = {}
+    for worker, text in first.items():
+        who.setdefault(text, []).append(str(worker))
+    return "; ".join(f"worker{'s' * (len(some) > 1)} {', '.join(some)}: {text}" for text, some in who.items())
 
 
 def _last_line(error: Exception) -> str:

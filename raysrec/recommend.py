@@ -157,8 +157,9 @@ def _write_parts(
     if not missing:
         return parts
     with ray_session(config.scale), stage("recommending", len(missing), say=_say) as done:
-        check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work])
+        asked = check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work])
         wait_for_room(config.scale, workers=1)
+        check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], known=asked)
         for number, counts in done_by_actors(partial(Recommender, wanted), missing, config.scale):
             parts[number] = counts
             done()

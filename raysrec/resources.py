@@ -89,6 +89,13 @@ def machines() -> Machines:
     return Machines([node["Resources"] for node in alive], may_come)
 
 
+def free_machines() -> list[dict[str, float]]:
+    """What is free now on each machine of the cluster; call inside `ray_session`."""
+    from ray._private.state import available_resources_per_node
+
+    return [dict(free) for free in available_resources_per_node().values()]
+
+
 def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:
     """What the cluster has and what is needed, if that is more."""
     import ray

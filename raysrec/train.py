@@ -71,8 +71,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         return run
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
-        check_nodes([data.directory, run.path])
+        asked = check_nodes([data.directory, run.path])
         wait_for_room(config.scale)
+        check_nodes([data.directory, run.path], known=asked)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         rank(run, data, config, learn(run, data, config))
     return run
@@ -211,16 +212,19 @@ def _mailbox(name: str, scale: ScaleConfig) -> Any:
 
 def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_name: str) -> Any:
     import ray.train
-    import ray.train.torch
 
     from raysrec.ray_train import failures_told, torch_config
+    from raysrec.scaling_policy import Trainer
 
     place, scale = run.path.absolute(), config.scale
     use_gpu = wants_gpu(scale)
     described = {"config": config.model_dump_json(), "prepared": str(data.directory.absolute())}
     elastic = scale.min_workers < scale.max_workers
-    return ray.train.torch.TorchTrainer(
+    return Trainer(
         train_worker,
+        scale=scale,
+        mailbox=mailbox_name,
+        use_gpu=use_gpu,
         train_loop_config={
             **described,
             "checkpoints": str(place / "checkpoints"),

@@ -96,9 +96,10 @@ def _session(sweep: Sweep, data: PreparedData) -> Iterator[None]:
     """A Ray with room for the trials that are trained at once; one in which not even one can be trained is refused."""
     scale = sweep.config.scale
     with ray_session(scale, cpus=sweep.settings.max_concurrent * local_cpus(scale)):
-        check_nodes([data.directory, sweep.directory.path])
+        asked = check_nodes([data.directory, sweep.directory.path])
         wants_gpu(scale)
         wait_for_room(scale)
+        check_nodes([data.directory, sweep.directory.path], known=asked)
         yield
 
 

@@ -31,7 +31,7 @@ from raysrec.engine import (
 from raysrec.errors import LastingError, readable
 from raysrec.evaluate import validation_sums
 from raysrec.history import Batch
-from raysrec.leaving import Leaving, asked_to_leave, watch_for_preemption
+from raysrec.leaving import Leaving, asked_to_leave, asked_to_regroup, watch_for_preemption
 from raysrec.metrics import RankSums
 from raysrec.models import build_model
 from raysrec.nodes import refuse_other_versions
@@ -53,10 +53,18 @@ class Wish(IntEnum):
 
     NOTHING = 0
     SAVE = 1
-    LEAVE = 2
+    REGROUP = 2
+    """Save, and go on in a group of another size: nodes have come."""
+    LEAVE = 3
     """Save, and go on elsewhere: a machine is about to be taken away."""
-    STOP = 3
+    STOP = 4
     """Save, and end: somebody asked for it."""
+
+
+WHY_LEAVE = {
+    Wish.REGROUP: "there is room for another number of workers; training goes on with those",
+    Wish.LEAVE: "a worker's machine is about to be taken away; training goes on elsewhere",
+}
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -168,15 +176,15 @@ class Training:
         """Train until training is finished, or until it is told to stop.
 
         Raises:
-            Leaving: A worker's machine is about to go; all is saved.
+            Leaving: A worker's machine is about to go, or there is to be another number of workers; all is saved.
         """
         upcoming = None if self._state.finished else self._prefetch()
         while upcoming is not None:
             wish = self._epoch(upcoming)
-            if wish >= Wish.LEAVE:
+            if wish >= Wish.REGROUP:
                 self._saver.wait()
-                if wish == Wish.LEAVE:
-                    raise Leaving("a worker's machine is about to be taken away; training goes on elsewhere")
+                if wish in WHY_LEAVE:
+                    raise Leaving(WHY_LEAVE[wish])
                 return
             upcoming = self._after_epoch()
         self._last_save()
@@ -201,7 +209,7 @@ class Training:
         log.start_epoch(self._state)
         ready = iter(steps)
         wish = Wish.NOTHING
-        while wish < Wish.LEAVE and self._state.step != self._config.train.max_steps:
+        while wish < Wish.REGROUP and self._state.step != self._config.train.max_steps:
             result = self._step(next(ready, []))
             if result.targets == 0:  # every worker's data has ended
                 break
@@ -213,7 +221,7 @@ class Training:
             self._release_memory()
         steps.close()
         log.end_epoch(self._state, steps.waited_s)
-        return wish if wish >= Wish.LEAVE else Wish.NOTHING
+        return wish if wish >= Wish.REGROUP else Wish.NOTHING
 
     def _step(self, batches: list[Batch]) -> StepResult:
         """One update, at the learning rate of where training stands."""
@@ -233,6 +241,8 @@ class Training:
         """What this worker wants after the step that comes."""
         if asked_to_leave():
             return Wish.LEAVE
+        if asked_to_regroup():
+            return Wish.REGROUP
         if self._worker:
             return Wish.NOTHING
         if self._log.wants_stop():
