@@ -140,3 +140,29 @@ def test_an_answer_that_is_an_error_is_told_by_its_last_line(monkeypatch):
 
     monkeypatch.setattr(ray, "get", fail)
     assert "no torch" in nodes._answer(None)["failed"]
+
+
+def test_a_machine_that_goes_while_it_is_asked_is_no_fault(monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    there = iter([{"a": "10.0.0.1", "b": "10.0.0.2"}, {"a": "10.0.0.1"}])
+    asked = []
+
+    class Task:
+        def options(self, scheduling_strategy):
+            return type(
+                "One", (), {"remote": lambda _, folders: asked.append(scheduling_strategy.node_id) or asked[-1]}
+            )()
+
+    monkeypatch.setattr(nodes, "_alive", lambda: next(there))
+    monkeypatch.setattr(nodes, "_answer", lambda node: answer() if node == "a" else {"failed": "its node has died"})
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Task())
+    monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
+    assert check_nodes([]) == {"a", "b"}
+    assert sorted(asked) == ["a", "b"]
+
+    # Those that were asked are not asked again.
+    there = iter([{"a": "10.0.0.1", "c": "10.0.0.3"}] * 2)
+    with pytest.raises(ClusterError, match=r"raysrec does not run on 10\.0\.0\.3: its node has died"):
+        check_nodes([], known={"a", "b"})

@@ -11,7 +11,9 @@ from raysrec.placement import (
     asked_for,
     data_bundles,
     in_words,
+    lacking,
     model_options,
+    most_workers,
     not_placed,
     reading_options,
     room,
@@ -138,3 +140,40 @@ def test_amounts_in_words():
 def test_impossible_wishes_are_refused(given, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         validate({"model": {"name": "sasrec"}, "scale": given})
+
+
+READING = [{"CPU": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"),
+    [
+        ([{"CPU": 2.0}], 1),
+        ([{"CPU": 2.0}, {"CPU": 1.0}], 2),
+        ([{"CPU": 2.5}], 2),
+        ([{"CPU": 8.0}], 3),
+        # What reads goes to the machine that is no good to a worker.
+        ([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 0.5}], 2),
+        ([], 3),
+    ],
+)
+def test_workers_leave_room_for_reading(machines, expected):
+    assert most_workers({"CPU": 1.0}, READING, machines, at_most=3) == expected
+
+
+def test_workers_do_not_matter_to_reading_that_has_no_room_anyway():
+    assert most_workers({"CPU": 1.0}, [{"CPU": 0.5, "data": 0.001}], [{"CPU": 2.0}], at_most=2) == 2
+
+
+def test_reading_takes_no_gpu_from_a_worker():
+    machines = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert most_workers({"CPU": 8.0, "GPU": 1.0}, READING, machines, at_most=4) == 2
+    assert most_workers({"CPU": 8.0, "GPU": 1.0}, READING, machines[:2], at_most=4) == 1
+
+
+def test_what_is_lacking_is_said_with_what_may_come():
+    scale = ScaleConfig(workers=2)
+    assert lacking(scale, Machines([{"CPU": 2.0}, {"CPU": 1.0}], {}), use_gpu=False) == ""
+    assert lacking(scale, Machines([{"CPU": 2.0}], {"cpu": (3, {"CPU": 1.0})}), use_gpu=False) == (
+        "no room for 2 workers and reading on 1 machines with 2 CPUs, and up to 3 cpu to come"
+    )

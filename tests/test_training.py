@@ -290,16 +290,23 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):
     assert_equal(folder / "stopped", whole)
 
 
-def test_a_worker_whose_machine_goes_away_saves_first(folder, undisturbed, monkeypatch):
+@pytest.mark.parametrize(
+    ("asked_to", "why"),
+    [
+        ("leave", "a worker's machine is about to be taken away"),
+        ("regroup", "there is room for another number of workers"),
+    ],
+)
+def test_a_worker_that_is_asked_to_go_on_elsewhere_saves_first(folder, undisturbed, monkeypatch, asked_to, why):
     whole, log = undisturbed
     leaving = Log()
-    monkeypatch.setattr("raysrec.worker.asked_to_leave", lambda: leaving.step >= 3)
-    with pytest.raises(Leaving):
-        start(configure(folder), folder / "left", leaving)
+    monkeypatch.setattr(f"raysrec.worker.asked_to_{asked_to}", lambda: leaving.step >= 3)
+    with pytest.raises(Leaving, match=why):
+        start(configure(folder), folder / asked_to, leaving)
     monkeypatch.undo()
     assert [saved.state.step for saved in leaving.saved] == [4]
-    assert leaving.losses | start(configure(folder), folder / "left").losses == log.losses
-    assert_equal(folder / "left", whole)
+    assert leaving.losses | start(configure(folder), folder / asked_to).losses == log.losses
+    assert_equal(folder / asked_to, whole)
 
 
 def test_time_also_makes_checkpoints(folder):
