@@ -197,16 +197,20 @@ def _refuse_silent(address: str) -> None:
 def wants_gpu(scale: ScaleConfig) -> bool:
     """Does each worker get a GPU? Call inside `ray_session`.
 
+    In a cluster nodes with GPUs may be yet to come, and `resources.py` waits for them.
+
     Raises:
-        ValueError: The configuration asks for GPUs that the cluster does not have.
+        ValueError: The configuration asks for GPUs that a Ray which started here does not have.
     """
     import ray
 
+    if scale.device == "cuda" and in_cluster():
+        return True
     gpus = ray.cluster_resources().get("GPU", 0)
     needed = scale.min_workers * scale.gpus_per_worker
     if scale.device == "cuda" and gpus < needed:
         raise ValueError(
-            f"scale.device=cuda needs {needed:g} GPUs, one for each worker, but the cluster has {gpus:g}; "
+            f"scale.device=cuda needs {needed:g} GPUs, one for each worker, but Ray here has {gpus:g}; "
             "lower scale.workers or set scale.device=cpu"
         )
     return scale.device != "cpu" and gpus >= needed

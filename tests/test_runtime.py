@@ -126,9 +126,15 @@ def test_gpus_are_taken_if_there_is_one_for_each_worker(ray, device, workers, ex
 
 def test_too_few_gpus_are_refused(ray):
     with pytest.raises(
-        ValueError, match=r"scale\.device=cuda needs 3 GPUs, one for each worker, but the cluster has 2; lo"
+        ValueError, match=r"scale\.device=cuda needs 3 GPUs, one for each worker, but Ray here has 2; lo"
     ):
         wants_gpu(ScaleConfig(device="cuda", workers=3))
+
+
+def test_in_a_cluster_gpus_may_be_yet_to_come(ray, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert wants_gpu(ScaleConfig(device="cuda", workers=3))
+    assert not wants_gpu(ScaleConfig(device="auto", workers=3))
 
 
 @pytest.mark.parametrize(
