@@ -142,7 +142,7 @@ def nodes(environment):
         head = subprocess.Popen(command, env=settings, cwd="/", stdout=log, stderr=log, start_new_session=True)
     found = None
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while "Ray runtime started" not in (folder / "log").read_text():
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.2)

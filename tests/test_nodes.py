@@ -146,7 +146,8 @@ def test_a_machine_that_goes_while_it_is_asked_is_no_fault(monkeypatch):
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    there = iter([{"a": "10.0.0.1", "b": "10.0.0.2"}, {"a": "10.0.0.1"}])
+    a, b, c = (name * 56 for name in "abc")
+    there = iter([{a: "10.0.0.1", b: "10.0.0.2"}, {a: "10.0.0.1"}])
     asked = []
 
     class Task:
@@ -156,13 +157,13 @@ def test_a_machine_that_goes_while_it_is_asked_is_no_fault(monkeypatch):
             )()
 
     monkeypatch.setattr(nodes, "_alive", lambda: next(there))
-    monkeypatch.setattr(nodes, "_answer", lambda node: answer() if node == "a" else {"failed": "its node has died"})
+    monkeypatch.setattr(nodes, "_answer", lambda node: answer() if node == a else {"failed": "its node has died"})
     monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Task())
     monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
-    assert check_nodes([]) == {"a", "b"}
-    assert sorted(asked) == ["a", "b"]
+    assert check_nodes([]) == {a, b}
+    assert sorted(asked) == [a, b]
 
     # Those that were asked are not asked again.
-    there = iter([{"a": "10.0.0.1", "c": "10.0.0.3"}] * 2)
+    there = iter([{a: "10.0.0.1", c: "10.0.0.3"}] * 2)
     with pytest.raises(ClusterError, match=r"raysrec does not run on 10\.0\.0\.3: its node has died"):
-        check_nodes([], known={"a", "b"})
+        check_nodes([], known={a, b})
