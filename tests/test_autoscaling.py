@@ -56,8 +56,9 @@ def autoscaling(address):
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },
+        # The provider knows the head by this name alone.
         "available_node_types": {
-            "head": {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0},
             "cpu": {
                 "resources": {"CPU": 1, "object_store_memory": 10**8},
                 "node_config": {},
@@ -65,7 +66,7 @@ def autoscaling(address):
                 "max_workers": 4,
             },
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "auth": {},
         "docker": {},
         "file_mounts": {},
