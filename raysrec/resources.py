@@ -19,8 +19,8 @@ _print_at_once = partial(print, flush=True)
 
 
 def wait_for_room(
-    scale: ScaleConfig, *, workers: int | None = None, say: Callable[[str], None] = _print_at_once
-) -> None:
+    scale: ScaleConfig, *, workers: int | None = None, keep: bool = False, say: Callable[[str], None] = _print_at_once
+) -> Any:
     """Return when the cluster has CPUs, and GPUs if asked for, for the workers and a reading task beside them.
 
     The room is asked for as a run asks for it, so that an autoscaler starts nodes. A Ray that starts here has all it
@@ -29,7 +29,11 @@ def wait_for_room(
     Args:
         scale: The workers, and for how long to wait.
         workers: How many that rank must find room; if not said, the fewest that train.
+        keep: Hold it, so that an autoscaler takes no node that has come for idle.
         say: Is told now and then what is missing.
+
+    Returns:
+        What `give_back` is to be called with if it is kept.
 
     Raises:
         ClusterError: The cluster came to have no room within `scale.wait_s`.
@@ -46,7 +50,7 @@ def wait_for_room(
     if not in_cluster():
         if missing := lacks(free=False):
             raise ClusterError(f"{missing}; {less}")
-        return
+        return None
     room = ray.util.placement_group(bundles, strategy=scale.placement.upper())
     deadline = time.monotonic() + scale.wait_s
     try:
@@ -59,7 +63,20 @@ def wait_for_room(
                     "or wait longer"
                 )
             say(f"{missing}; waiting up to {left:.0f} seconds more for nodes")
-    finally:
+    except BaseException:
+        give_back(room)
+        raise
+    if keep:
+        return room
+    give_back(room)
+    return None
+
+
+def give_back(room: Any) -> None:
+    """Let others have the room that was kept; nothing if none was, or if it was given back before."""
+    import ray.util
+
+    if room is not None:
         ray.util.remove_placement_group(room)
 
 

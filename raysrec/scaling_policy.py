@@ -22,7 +22,7 @@ from raysrec.config import ScaleConfig
 from raysrec.leaving import regroup
 from raysrec.mailbox import now
 from raysrec.placement import data_bundles, lacking, most_workers, worker_bundle
-from raysrec.resources import SAY_EVERY_S, free_machines, machines
+from raysrec.resources import SAY_EVERY_S, free_machines, give_back, machines
 
 READING_ASKED_FOR_S = 180.0
 """Seconds for which an autoscaler is asked for room to read; asked for again while it is needed."""
@@ -35,12 +35,15 @@ class Trainer(TorchTrainer):
         scale: The workers.
         mailbox: Name of the actor that is told while there is no room for them.
         use_gpu: Do they get GPUs?
+        room: What is kept for them until they are asked for.
         **arguments: Those of Ray's trainer.
     """
 
-    def __init__(self, *args: Any, scale: ScaleConfig, mailbox: str, use_gpu: bool, **arguments: Any) -> None:
+    def __init__(
+        self, *args: Any, scale: ScaleConfig, mailbox: str, use_gpu: bool, room: Any = None, **arguments: Any
+    ) -> None:
         super().__init__(*args, **arguments)
-        self._lookout = _Lookout(scale, mailbox, use_gpu=use_gpu)
+        self._lookout = _Lookout(scale, mailbox, use_gpu=use_gpu, room=room)
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = _Elastic if self.scaling_config.elasticity_enabled else _Fixed
@@ -52,7 +55,8 @@ class Trainer(TorchTrainer):
 class _Lookout:
     """Sees what the machines of the cluster have, and says now and then what they lack; lives in Ray's controller."""
 
-    def __init__(self, scale: ScaleConfig, mailbox: str, *, use_gpu: bool) -> None:
+    def __init__(self, scale: ScaleConfig, mailbox: str, *, use_gpu: bool, room: Any = None) -> None:
+        self.room = room
         self.worker = worker_bundle(scale, use_gpu=use_gpu)
         self.reading = data_bundles(scale)
         self._scale, self._mailbox, self._use_gpu = scale, mailbox, use_gpu
@@ -80,6 +84,11 @@ class _Fixed(FixedScalingPolicy):
         super().__init__(scaling_config)
         self._lookout = lookout
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        super().after_controller_start(train_run_context)
+        # From here on Ray Train's request keeps the nodes.
+        give_back(self._lookout.room)
+
     def make_decision_for_non_running_worker_group(self) -> Any:
         self._lookout.say_what_is_missing()
         return super().make_decision_for_non_running_worker_group()
@@ -91,6 +100,11 @@ class _Elastic(ElasticScalingPolicy):
         self._lookout = lookout
         self._starts = 0
         """How often workers were to be started since they last trained; more than once where the room was not free."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        super().after_controller_start(train_run_context)
+        # From here on Ray Train's request keeps the nodes.
+        give_back(self._lookout.room)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         self._lookout.say_what_is_missing()

@@ -25,12 +25,13 @@ from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
 from raysrec.mlflow_tracking import require_mlflow
 from raysrec.nodes import check_nodes, refuse_fleeting
-from raysrec.placement import room, worker_bundle
+from raysrec.placement import room as said_of_room
+from raysrec.placement import worker_bundle
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
 from raysrec.report import print_runs
-from raysrec.resources import machines, wait_for_room
+from raysrec.resources import give_back, machines, wait_for_room
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import in_cluster, ray_session, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
@@ -72,10 +73,10 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     run.start(config, data.manifest.fingerprint)
     with ray_session(config.scale):
         asked = check_nodes([data.directory, run.path])
-        wait_for_room(config.scale)
+        room = wait_for_room(config.scale, keep=True)
         check_nodes([data.directory, run.path], known=asked)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
-        rank(run, data, config, learn(run, data, config))
+        rank(run, data, config, learn(run, data, config, room=room))
     return run
 
 
@@ -97,7 +98,12 @@ def prepare_to_learn(config: RunConfig) -> PreparedData:
 
 
 def learn(
-    run: RunDirectory, data: PreparedData, config: RunConfig, *, show: Callable[[Event], None] | None = None
+    run: RunDirectory,
+    data: PreparedData,
+    config: RunConfig,
+    *,
+    show: Callable[[Event], None] | None = None,
+    room: Any = None,
 ) -> TrainingState:
     """Train on Ray workers, from the last checkpoint if there is one, and write the best weights; how it ended.
 
@@ -108,12 +114,16 @@ def learn(
         data: What is learned from.
         config: The run.
         show: Is given what happens, in place of a bar.
+        room: What is kept for the workers, if it is; is given back.
 
     Raises:
         RunError: Training cannot be finished.
         RunStopped: It was asked to end before it was finished.
     """
-    state, weights = _train_on_workers(run, data, config, show)
+    try:
+        state, weights = _train_on_workers(run, data, config, show, room)
+    finally:
+        give_back(room)
     run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
     return state
 
@@ -153,7 +163,7 @@ def _found_mailbox(run: RunDirectory) -> Any:
 
 
 def _train_on_workers(
-    run: RunDirectory, data: PreparedData, config: RunConfig, show: Callable[[Event], None] | None
+    run: RunDirectory, data: PreparedData, config: RunConfig, show: Callable[[Event], None] | None, room: Any
 ) -> tuple[TrainingState, Weights]:
     """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end.
 
@@ -167,7 +177,7 @@ def _train_on_workers(
         return finished
     mailbox_name = _mailbox_name(run)
     mailbox = _mailbox(mailbox_name, config.scale)
-    trainer = _trainer(run, data, config, mailbox_name)
+    trainer = _trainer(run, data, config, mailbox_name, room)
     with shown(mailbox, run.path, config, show), stop_requests() as stop:
         error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
         given_up = ray.get(mailbox.given_up.remote())
@@ -210,7 +220,7 @@ def _mailbox(name: str, scale: ScaleConfig) -> Any:
         ) from None
 
 
-def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_name: str) -> Any:
+def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_name: str, room: Any) -> Any:
     import ray.train
 
     from raysrec.ray_train import failures_told, torch_config
@@ -225,6 +235,7 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
         scale=scale,
         mailbox=mailbox_name,
         use_gpu=use_gpu,
+        room=room,
         train_loop_config={
             **described,
             "checkpoints": str(place / "checkpoints"),
@@ -319,7 +330,7 @@ def _dry_run(config: RunConfig) -> None:
     with ray_session(config.scale):
         found = machines()
         use_gpu = use_gpu or (config.scale.device == "auto" and wants_gpu(config.scale))
-        print(plan(config, data, use_gpu=use_gpu, cluster=room(config.scale, found, use_gpu=use_gpu)))
+        print(plan(config, data, use_gpu=use_gpu, cluster=said_of_room(config.scale, found, use_gpu=use_gpu)))
 
 
 def _parser() -> argparse.ArgumentParser:
