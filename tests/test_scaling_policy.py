@@ -58,7 +58,7 @@ def policy(cluster, monkeypatch):
 
 
 def test_the_last_cpu_is_left_to_reading_and_a_machine_is_asked_for(policy, cluster):
-    cluster.there = [{"CPU": 2.0}, {"CPU": 1.0}]
+    cluster.there = cluster.free = [{"CPU": 2.0}, {"CPU": 1.0}]
     assert policy.make_decision_for_non_running_worker_group().num_workers == 2
     ((name, request),) = cluster.coordinator.calls
     assert (name, request["requester_id"]) == ("request_resources", "train-1-reading")
@@ -68,7 +68,7 @@ def test_the_last_cpu_is_left_to_reading_and_a_machine_is_asked_for(policy, clus
 
 
 def test_with_room_for_both_nothing_more_is_asked_for(policy, cluster):
-    cluster.there = [{"CPU": 2.0}, {"CPU": 2.0}]
+    cluster.there = cluster.free = [{"CPU": 2.0}, {"CPU": 2.0}]
     assert policy.make_decision_for_non_running_worker_group().num_workers == 3
     assert cluster.coordinator.calls == []
 
@@ -88,14 +88,15 @@ def test_room_that_somebody_else_holds_interrupts_nobody(policy, cluster):
     assert group.asked == []
 
 
-def test_a_start_that_found_no_room_is_tried_with_what_is_free(policy, cluster):
+def test_what_is_not_free_is_waited_for_a_little_and_then_done_without(policy, cluster, monkeypatch):
     cluster.there, cluster.free = [{"CPU": 4.0}], [{"CPU": 2.0}]
     decide = policy.make_decision_for_non_running_worker_group
-    assert [decide().num_workers for _ in range(2)] == [3, 2]
+    assert isinstance(decide(), scaling_policy.NoopDecision)
+    monkeypatch.setattr(scaling_policy, "SETTLE_S", 0.0)
+    assert decide().num_workers == 2
     cluster.free = [{"CPU": 0.0}]
     assert decide().num_workers == 1
-    # They trained meanwhile.
-    policy.make_decision_for_running_worker_group(Group(3), None)
+    cluster.free = [{"CPU": 4.0}]
     assert decide().num_workers == 3
 
 
