@@ -218,6 +218,9 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path, options, complaint
         (["--hardware", "8:nvlnk:infiniband"], "expected GPUs a machine:inside:between"),
         (["--hardware", "8:nvlink:-1"], "expected GPUs a machine:inside:between"),
         (["--compute-seconds", "0.02"], "expected targets=seconds"),
+        (["--compute-seconds", "64=nan"], "expected targets=seconds"),
+        (["--times-as-fast", "0"], "expected factors above 0"),
+        (["--steps", "0"], "argument --steps: invalid positive value: '0'"),
         (["--gpus", "0"], "expected numbers of at least 1"),
     ],
 )

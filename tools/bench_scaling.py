@@ -163,10 +163,7 @@ def link_of(text: str) -> Link:
     if text in LINKS:
         return LINKS[text]
     speed, _, latency = text.partition("@")
-    link = Link(1e9 * float(speed), 1e-6 * float(latency or 0))
-    if link.bytes_per_s <= 0 or link.latency_s < 0:
-        raise ValueError(text)
-    return link
+    return Link(1e9 * factor(speed), 1e-6 * factor(latency) if latency else 0.0)
 
 
 def hardware_of(text: str) -> Hardware:
@@ -177,13 +174,20 @@ def hardware_of(text: str) -> Hardware:
 
 def point_of(text: str) -> tuple[float, float]:
     """`2048=0.012`."""
-    targets, seconds = map(float, text.split("="))
+    targets, seconds = map(factor, text.split("="))
     return targets, seconds
 
 
 def positive(text: str) -> int:
     """A whole number of things, at least one."""
     if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def factor(text: str) -> float:
+    """A number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
         raise ValueError(text)
     return number
 
@@ -212,8 +216,8 @@ def parser() -> argparse.ArgumentParser:
         default=[1, 2, 4],
         help="processes to measure here, or none (default: 1,2,4)",
     )
-    add("--steps", type=int, default=50, help="steps of each measurement (default: 50)")
-    add("--rounds", type=int, default=3, help="measurements of each, of which the median counts (default: 3)")
+    add("--steps", type=positive, default=50, help="steps of each measurement (default: 50)")
+    add("--rounds", type=positive, default=3, help="measurements of each, of which the median counts (default: 3)")
     add(
         "--gpus",
         type=listed(positive, numbers),
@@ -234,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--times-as-fast",
-        type=listed(float, "factors such as 1,1000"),
+        type=listed(factor, "factors above 0 such as 1,1000"),
         default=[1.0],
         help="suppose GPUs that are so many times as fast as a worker here (default: 1, which is such workers)",
     )

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,10 @@ def engine_for(config: RunConfig, data: PreparedData) -> tuple[Engine, SequenceM
 
 def steps_of(data: PreparedData, config: RunConfig, worker: int, num_workers: int) -> Iterator[list[Batch]]:
     """A worker's micro-batches, step by step, for ever."""
-    epoch = 0
-    while True:
-        yield from epoch_steps(data, config, read_directly, epoch=epoch, worker=worker, num_workers=num_workers)
-        epoch += 1
+    for epoch in count():
+        steps = epoch_steps(data, config, read_directly, epoch=epoch, worker=worker, num_workers=num_workers)
+        yield next(steps, [])  # nothing where data are too few for all workers
+        yield from steps
 
 
 def measure(config: RunConfig, prepared: str, steps: int, worker: int, num_workers: int, barrier: Any) -> Measured:

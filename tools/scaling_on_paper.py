@@ -17,7 +17,8 @@ What is assumed, and what it leaves out:
   thirds of its time. Weights do not, and the item table's gradient cannot: items are read first and scored last, so it
   is complete at the very end.
 - *Compute.* A part for each target, a part for each step, and the update of all weights, which ZeRO divides by N. Every
-  GPU has as many targets as any other, and waits for none; reading keeps up (`data.num_streams` is at least N).
+  GPU has as many targets as any other, however few, and waits for none; but rows are whole windows, so that of a batch
+  with fewer rows than GPUs some have nothing. Reading keeps up (`data.num_streams` is at least N).
 """
 
 import math
