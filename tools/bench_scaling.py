@@ -17,6 +17,7 @@ Cells are targets a second, of each GPU the share of what one alone does, and in
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -50,8 +51,9 @@ def main(arguments: Any) -> None:
         raise ValueError(f"model.name={config.model.name} has nothing to learn, and so nothing to exchange")
     computes = {"as given, of one GPU": Compute.fitted(arguments.compute_seconds)} if arguments.compute_seconds else {}
     if arguments.workers:
+        busy = f"{os.getloadavg()[0]:.1f} processes wanted {os.cpu_count()} cores before"
         here = measured(config, str(data.directory.absolute()), arguments)
-        print(f"\nhere: {config.engine.name}, {config.train.batch_targets:,} targets a step over all workers\n")
+        print(f"\nhere: {config.engine.name}, {config.train.batch_targets:,} targets a step over all workers; {busy}\n")
         print(tabulate(here.lines(), headers="keys", tablefmt="github", disable_numparse=True))
         if exchanged := exchange_table(config, here, sizes):
             print(f"\nvalues exchanged in one step of 2 workers\n\n{exchanged}")

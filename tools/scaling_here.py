@@ -6,6 +6,7 @@ slowest takes, also where they are more than the cores.
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -44,6 +45,9 @@ PROBES = 10
 
 PERSISTS = 100_000
 """Values of a parameter up to which ZeRO 3 leaves it whole, by DeepSpeed's default."""
+
+PRELOADED = ["raysrec.engine", "raysrec.plan", "raysrec.prepare", "tabulate"]
+"""What is imported once, by the process that all others are forked from."""
 
 KINDS = ("all_reduce", "reduce_scatter", "all_gather")
 
@@ -160,9 +164,11 @@ def _process(
 
 def once(config: RunConfig, prepared: str, steps: int, num_workers: int, *, apart: bool) -> list[Measured]:
     """What so many processes saw that share each batch and train together, or, `apart`, each for itself."""
-    barrier = mp.get_context("spawn").Barrier(num_workers)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    barrier = multiprocessing.get_context("forkserver").Barrier(num_workers)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, (config, prepared, steps, num_workers, apart, folder, barrier), nprocs=num_workers)
+        arguments = (config, prepared, steps, num_workers, apart, folder, barrier)
+        mp.start_processes(_process, arguments, nprocs=num_workers, start_method="forkserver")
         return [json.loads(Path(folder, f"{worker}.json").read_text()) for worker in range(num_workers)]
 
 
