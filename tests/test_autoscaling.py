@@ -26,7 +26,7 @@ HEAD_CPUS = 2
 SETTING = {
     "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 3},
     "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20},
-    "train": {"epochs": 40, "batch_targets": 512, "learning_rate": 0.01, "patience": 100, "validate_every": 20},
+    "train": {"epochs": 80, "batch_targets": 512, "learning_rate": 0.01, "patience": 100, "validate_every": 40},
     "engine": {"name": "torch"},
     "scale": {"workers": {"min": 2, "max": 3}, "threads_per_worker": 1, "device": "cpu"},
 }
