@@ -27,10 +27,6 @@ from raysrec.resources import SAY_EVERY_S, free_machines, give_back, machines
 READING_ASKED_FOR_S = 180.0
 """Seconds for which an autoscaler is asked for room to read; asked for again while it is needed."""
 
-SETTLE_S = 10.0
-"""Seconds for which what the workers before held may still count as taken; an autoscaler that saw others wait for it
-would start nodes."""
-
 
 class Trainer(TorchTrainer):
     """Ray's trainer with our policies.
@@ -102,7 +98,8 @@ class _Elastic(ElasticScalingPolicy):
     def __init__(self, scaling_config: Any, lookout: _Lookout) -> None:
         super().__init__(scaling_config)
         self._lookout = lookout
-        self._waits_since: float | None = None
+        self._starts = 0
+        """How often workers were to be started since they last trained; more than once where the room was not free."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         super().after_controller_start(train_run_context)
@@ -114,16 +111,16 @@ class _Elastic(ElasticScalingPolicy):
         decision = super().make_decision_for_non_running_worker_group()
         if not isinstance(decision, ResizeDecision):
             return decision
-        if self._waits_since is None:
-            self._waits_since = time.monotonic()
+        self._starts += 1
+        if self._starts == 1:
+            # The workers before still hold what Ray Train takes from them now.
+            return decision
         free = self._lookout.room_that_is_free(decision.num_workers)
-        if free < decision.num_workers and time.monotonic() < self._waits_since + SETTLE_S:
-            return NoopDecision()
         return self._get_resize_decision(max(free, self.scaling_config.min_workers))
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Never a resize: workers that are asked to, leave with all saved, and are started again in another number."""
-        self._waits_since = None
+        self._starts = 0
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
             more = decision.num_workers - worker_group_state.num_workers

@@ -88,15 +88,14 @@ def test_room_that_somebody_else_holds_interrupts_nobody(policy, cluster):
     assert group.asked == []
 
 
-def test_what_is_not_free_is_waited_for_a_little_and_then_done_without(policy, cluster, monkeypatch):
+def test_a_start_that_found_no_room_is_tried_with_what_is_free(policy, cluster):
     cluster.there, cluster.free = [{"CPU": 4.0}], [{"CPU": 2.0}]
     decide = policy.make_decision_for_non_running_worker_group
-    assert isinstance(decide(), scaling_policy.NoopDecision)
-    monkeypatch.setattr(scaling_policy, "SETTLE_S", 0.0)
-    assert decide().num_workers == 2
+    assert [decide().num_workers for _ in range(2)] == [3, 2]
     cluster.free = [{"CPU": 0.0}]
     assert decide().num_workers == 1
-    cluster.free = [{"CPU": 4.0}]
+    # They trained meanwhile.
+    policy.make_decision_for_running_worker_group(Group(3), None)
     assert decide().num_workers == 3
 
 
