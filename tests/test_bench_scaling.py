@@ -150,6 +150,7 @@ class Exchanged:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_step_exchanges_what_is_on_paper(tmp_path):
     divide_all = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     engines = {
@@ -195,6 +196,7 @@ def test_paper_needs_no_measuring(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_are_measured_with_and_without_each_other(tmp_path, capsys):
     paced = ["--compute-seconds", "64=0.02"]  # what is measured in two steps of a busy machine need not make sense
     run(["--workers", "1,2", "--steps", "2", "--rounds", "1", "engine.name=torch", *paced], tmp_path)
