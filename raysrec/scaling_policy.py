@@ -124,7 +124,8 @@ class _Elastic(ElasticScalingPolicy):
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
             more = decision.num_workers - worker_group_state.num_workers
-            if more < 0 or self._lookout.room_that_is_free(more):
+            # Who trains is not asked to be fewer: a node that came for nothing and went again is no reason.
+            if more > 0 and self._lookout.room_that_is_free(more):
                 for worker in worker_group_state.workers:
                     worker.execute_async(regroup)
         return NoopDecision()

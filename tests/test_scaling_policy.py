@@ -88,6 +88,13 @@ def test_room_that_somebody_else_holds_interrupts_nobody(policy, cluster):
     assert group.asked == []
 
 
+def test_nobody_who_trains_is_asked_to_be_fewer(policy, cluster):
+    group = Group(3)
+    cluster.there, cluster.free = [{"CPU": 3.0}], [{"CPU": 0.0}]
+    assert isinstance(policy.make_decision_for_running_worker_group(group, None), scaling_policy.NoopDecision)
+    assert group.asked == []
+
+
 def test_a_start_that_found_no_room_is_tried_with_what_is_free(policy, cluster):
     cluster.there, cluster.free = [{"CPU": 4.0}], [{"CPU": 2.0}]
     decide = policy.make_decision_for_non_running_worker_group
