@@ -1,6 +1,9 @@
 """A real autoscaler, whose nodes are processes of this machine: they come for a training, and go after it.
 
-The training is a command in a process of its own, as a user's is; this process only looks on.
+The training is a command in a process of its own, as a user's is; this process only looks on. It has not been seen to
+pass on a quiet machine yet, and is run by itself:
+
+    python -m pytest tests/autoscaled_runs.py
 """
 
 import json
