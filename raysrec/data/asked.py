@@ -19,7 +19,7 @@ from raysrec.data.batches import Histories
 from raysrec.data.blocks import plan_blocks
 from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.files import NoInteractions, SourceError, SourceFile
-from raysrec.data.reading import COLUMNS, read_directly
+from raysrec.data.reading import COLUMNS, consecutive, read_directly
 from raysrec.data.shares import deal_pieces, joined_share, write_item_codes
 from raysrec.data.sources import nothing_read
 from raysrec.data.splits import IntArray, offsets_of
@@ -68,15 +68,7 @@ class Asked:
 
 def units_of(groups: Sequence[RowGroup]) -> list[list[int]]:
     """Consecutive row groups that are recommended to together, by their places in the list."""
-    units: list[list[int]] = []
-    held = AT_ONCE
-    for number, group in enumerate(groups):
-        if held >= AT_ONCE:
-            units.append([])
-            held = 0
-        units[-1].append(number)
-        held += group.interactions
-    return units
+    return consecutive(groups, AT_ONCE)
 
 
 def prepared_users(data: PreparedData, groups: Sequence[RowGroup], until: str, only: pa.Array | None = None) -> Asked:

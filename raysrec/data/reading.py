@@ -66,7 +66,7 @@ def read_with_ray(groups: Sequence[RowGroup], *, scale: ScaleConfig = _ANYWHERE)
     """
     import ray.data
 
-    units = _units(groups)
+    units = [[groups[number] for number in unit] for unit in consecutive(groups, READ_INTERACTIONS)]
     if not units:
         return
     footers = _footers({group.path for group in groups})
@@ -104,15 +104,18 @@ def _footers(files: set[Place]) -> dict[str, pq.FileMetaData]:
         return dict(zip(map(str, files), pool.map(footer_of, files), strict=True))
 
 
-def _units(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
-    """Consecutive row groups that one task reads together."""
-    units: list[list[RowGroup]] = []
-    held = READ_INTERACTIONS
-    for group in groups:
-        if held >= READ_INTERACTIONS:
+def consecutive(groups: Sequence[RowGroup], interactions: int) -> list[list[int]]:
+    """Row groups in a row that are handled together, each unit of at least so many interactions but the last.
+
+    They are given by their places in the list.
+    """
+    units: list[list[int]] = []
+    held = interactions
+    for number, group in enumerate(groups):
+        if held >= interactions:
             units.append([])
             held = 0
-        units[-1].append(group)
+        units[-1].append(number)
         held += group.interactions
     return units
 
