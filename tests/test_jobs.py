@@ -1,6 +1,7 @@
 """Submitted jobs, in a real cluster of one machine with a dashboard, none of whose processes has raysrec installed."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
@@ -101,12 +103,23 @@ def submit(address, *command):
     return subprocess.run([*ray, "--", *command], capture_output=True, text=True, timeout=300)
 
 
+def starts(run):
+    """Where its workers began, each time."""
+    events = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [event for event in events if event["kind"] == "start"]
+
+
+def until(condition):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_streams_saves_when_it_is_stopped_and_goes_on_when_it_is_submitted_again(
-    dashboard, tmp_path, monkeypatch
-):
+def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(dashboard, tmp_path, monkeypatch):
     for name, value in LOCAL_SETTINGS.items():
         monkeypatch.setenv(name, value)
     settings = {
@@ -115,9 +128,10 @@ def test_a_job_streams_saves_when_it_is_stopped_and_goes_on_when_it_is_submitted
         "storage.root": tmp_path / "runs",
         "engine.name": "torch",
         "scale.workers": 1,
-        "train.epochs": 6,
+        # So many that the first is over long before the last, also when the stop takes its time to arrive.
+        "train.epochs": 20,
         "train.patience": 99,
-        "train.validate_every": 6,
+        "train.validate_every": 20,
     }
     # Ray's own default is 3 seconds; this is how a user gives more.
     longer = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
@@ -140,11 +154,27 @@ def test_a_job_streams_saves_when_it_is_stopped_and_goes_on_when_it_is_submitted
     assert "runs/quickstart: stopped by SIGTERM, saved after step" in said
     assert client.get_job_status(job).value == "STOPPED"
 
+    job = client.submit_job(entrypoint=" ".join(command), runtime_env={"working_dir": str(ROOT)})
+    until(lambda: len(starts(tmp_path / "runs/quickstart")) == 2)
+    drivers = [
+        # A process that has ended, or is another's, has no command line.
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if f"storage.root={tmp_path}/runs" in (one.info["cmdline"] or ())
+    ]
+    assert drivers
+    for driver in drivers:
+        driver.kill()
+    until(lambda: client.get_job_status(job).value == "FAILED")
+
     done = submit(dashboard, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch 6" in done.stdout
+    assert "epoch 20" in done.stdout
     assert "epoch 1 " not in done.stdout
     assert (tmp_path / "runs/quickstart/metrics.json").is_file()
+    steps = [event["step"] for event in starts(tmp_path / "runs/quickstart")]
+    assert len(steps) == 3
+    assert 0 == steps[0] < steps[1] <= steps[2]
 
     done = submit(dashboard, *command[:5], "data.prepared=/tmp/a")
     assert done.returncode == 1
