@@ -270,14 +270,18 @@ def _start_arguments(scale: ScaleConfig, *, local: bool, cpus: int) -> dict[str,
 def _environment_of_workers(*, local: bool) -> dict[str, Any]:
     """What Ray's tasks and workers are given: our settings, and in a cluster this very code.
 
-    What a submitted job was given goes to them by itself, and Ray refuses to be told any of it twice.
+    A Ray that starts here has the settings from this process, and keeps processes ready for work that asks for no
+    environment of its own. What a submitted job was given goes to them by itself, and Ray refuses to be told any of it
+    twice.
     """
+    if local:
+        return {}
     job = _job_environment()
     names = [name for name in [*SETTINGS, *LOCAL_SETTINGS] if name not in (job.get("env_vars") or {})]
     environment: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in names if name in os.environ}}
     code, folder = Path(__file__).resolve().parent, job_folder()
     travels = "py_modules" in job or (folder is not None and code.is_relative_to(folder.resolve()))
-    if local or travels:
+    if travels:
         return environment
     # Machines may have another raysrec installed, or none.
     return environment | {"py_modules": [str(code)], "excludes": ["__pycache__"]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     FixedScalingPolicy,
@@ -23,6 +24,7 @@ from raysrec.leaving import regroup
 from raysrec.mailbox import now
 from raysrec.placement import data_bundles, lacking, most_workers, worker_bundle
 from raysrec.resources import SAY_EVERY_S, free_machines, give_back, machines
+from raysrec.runtime import in_cluster
 
 READING_ASKED_FOR_S = 180.0
 """Seconds for which an autoscaler is asked for room to read; asked for again while it is needed."""
@@ -44,6 +46,14 @@ class Trainer(TorchTrainer):
     ) -> None:
         super().__init__(*args, **arguments)
         self._lookout = _Lookout(scale, mailbox, use_gpu=use_gpu, room=room)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if in_cluster():
+            return callbacks
+        # It frees the workers' room should the controller die, which here ends with everything else, and it asks a
+        # dashboard that is not there: every training would end by waiting for it, 12 s.
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = _Elastic if self.scaling_config.elasticity_enabled else _Fixed

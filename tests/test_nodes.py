@@ -109,7 +109,7 @@ def test_a_job_keeps_nothing_in_its_own_folder(job, tmp_path):
 
 def test_workers_get_this_code_unless_the_job_brought_it(job, monkeypatch, tmp_path):
     code = os.path.dirname(runtime.__file__)
-    assert "py_modules" not in runtime._environment_of_workers(local=True)
+    assert runtime._environment_of_workers(local=True) == {}
     assert runtime._environment_of_workers(local=False)["py_modules"] == [code]
     # The folder of the job is another than the one raysrec comes from.
     job(working_dir="gcs://a.zip")

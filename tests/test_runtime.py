@@ -78,7 +78,9 @@ def test_a_local_ray_has_room_for_the_workers_and_ends_with_the_block(environmen
         (started,) = ray.calls
     assert started["num_cpus"] == 3 + SPARE_CPUS
     assert started["include_dashboard"] is False
-    assert started["runtime_env"]["env_vars"] == {**SETTINGS, **LOCAL_SETTINGS}
+    # Its processes have the settings from this one.
+    assert started["runtime_env"] == {}
+    assert SETTINGS.items() | LOCAL_SETTINGS.items() <= environment.items()
     assert ray.calls[1:] == ["shutdown"]
 
 
@@ -97,7 +99,8 @@ def test_a_submitted_job_connects_and_sets_nothing_that_is_for_a_local_ray(envir
     assert not LOCAL_SETTINGS.keys() & environment.keys()
 
 
-def test_workers_see_what_the_environment_says(environment, ray):
+def test_workers_of_a_cluster_see_what_the_environment_says(environment, ray):
+    environment["RAY_ADDRESS"] = "10.0.0.1:6379"
     environment["RAY_USAGE_STATS_ENABLED"] = "1"
     with ray_session(ScaleConfig()):
         assert ray.calls[0]["runtime_env"]["env_vars"]["RAY_USAGE_STATS_ENABLED"] == "1"
