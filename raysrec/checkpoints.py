@@ -3,7 +3,7 @@
 checkpoints/
   step-00000420-epoch-00003.json    which files belong to it, with their sizes and hashes; written last
   step-00000420-epoch-00003/        what each worker saved: state-<worker>-of-<workers>.safetensors
-  best/epoch-00002.safetensors      the best weights so far, for as long as a checkpoint names them
+  kept/epoch-00002.safetensors      the best weights so far, or some to be judged; while a checkpoint names them
   owner                             which start of the training may write here
 
 Without its record a checkpoint does not exist, and a file that is not as its record says makes it no checkpoint, so a
@@ -27,6 +27,15 @@ from raysrec.schema import CountOrZero, Section
 logger = logging.getLogger(__name__)
 
 
+class Candidate(Section):
+    """Weights whose validation score is not known yet; they are judged after the next epoch."""
+
+    epoch: CountOrZero
+    """Epochs that they have learned from."""
+    step: CountOrZero
+    """Updates until then."""
+
+
 class TrainingState(Section):
     """Where training stands; with weights and optimizer it is all that is needed to go on."""
 
@@ -43,9 +52,9 @@ class TrainingState(Section):
     best_epoch: CountOrZero = 0
     """Epoch after which it was reached, counted from 1."""
     best_elapsed_s: float = 0.0
-    """Seconds of training until then, validation included."""
+    """Seconds of training until that was known, validation included."""
     best_cpu_s: float = 0.0
-    """Seconds of processor time of the first worker until then."""
+    """Seconds of processor time of the first worker until that was known."""
     elapsed_s: float = 0.0
     """Seconds of training, over all restarts."""
     cpu_s: float = 0.0
@@ -53,8 +62,15 @@ class TrainingState(Section):
     the fairer measure."""
     worse_in_a_row: CountOrZero = 0
     """Validations since the best."""
+    candidate: Candidate | None = None
+    """What is still to be judged (`evaluate.concurrent`)."""
     finished: bool = False
     """No epoch is left, or patience has run out."""
+
+    @property
+    def kept_epochs(self) -> set[int]:
+        """The epochs whose weights are needed besides those that are trained."""
+        return ({self.best_epoch} | {self.candidate.epoch} if self.candidate else {self.best_epoch}) - {0}
 
     @property
     def name(self) -> str:
@@ -90,7 +106,7 @@ class SavedFile(Section):
 class CheckpointRecord(Section):
     """What a checkpoint consists of."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     """Of this record; another number for what can no longer be read the same way."""
     state: TrainingState
     """Where training stood."""
@@ -98,13 +114,18 @@ class CheckpointRecord(Section):
     """Of the prepared data."""
     states: tuple[SavedFile, ...]
     """What each worker saved."""
-    best: SavedFile | None
-    """The best weights so far; None before the first validation."""
+    kept: dict[int, SavedFile]
+    """By epoch, weights that are needed besides: the best so far, and those still to be judged."""
+
+    @property
+    def best(self) -> SavedFile | None:
+        """The best weights so far; None before the first were judged."""
+        return self.kept.get(self.state.best_epoch)
 
     @property
     def files(self) -> list[SavedFile]:
         """All files it needs."""
-        return [*self.states, *([self.best] if self.best else [])]
+        return [*self.states, *self.kept.values()]
 
     def hash(self) -> str:
         """SHA-256 of all it says."""
@@ -127,8 +148,8 @@ class LoadedCheckpoint:
     record: CheckpointRecord
     states: list[Path]
     """What each worker saved."""
-    best: Path | None
-    """The best weights so far."""
+    kept: dict[int, Path]
+    """Weights that are needed besides, by epoch."""
 
 
 class Checkpoints:
@@ -211,9 +232,9 @@ class Checkpoints:
         """
         record = self._record(name)
         with ExitStack() as stack:
-            files = [stack.enter_context(self.file(saved)) for saved in record.files]
-            states = files[: len(record.states)]
-            yield LoadedCheckpoint(record, states, files[-1] if record.best else None)
+            states = [stack.enter_context(self.file(saved)) for saved in record.states]
+            kept = {epoch: stack.enter_context(self.file(saved)) for epoch, saved in record.kept.items()}
+            yield LoadedCheckpoint(record, states, kept)
 
     @contextmanager
     def file(self, saved: SavedFile) -> Iterator[Path]:
@@ -236,15 +257,15 @@ class Checkpoints:
             yield file
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest so many checkpoints, and best weights that none of these names."""
+        """Remove all but the newest so many checkpoints, and kept weights that none of these names."""
         names = self.names()
         for name in names[keep:]:
             self._remove(name)
         # A record that cannot be read keeps all: it may name what would be removed.
-        needed = {record.best.name for name in names[:keep] if (record := self._record(name)).best}
-        for info in (self.place / "best").below():
-            if f"best/{info.base_name}" not in needed:
-                (self.place / "best" / info.base_name).delete()
+        needed = {saved.name for name in names[:keep] for saved in self._record(name).kept.values()}
+        for info in (self.place / "kept").below():
+            if f"kept/{info.base_name}" not in needed:
+                (self.place / "kept" / info.base_name).delete()
 
     def remove_after(self, name: str) -> None:
         """Remove what is newer than this checkpoint, also what never became whole: training makes it anew."""

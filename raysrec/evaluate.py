@@ -22,18 +22,16 @@ from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.loader import held_out
-from raysrec.data.order import share_of_worker
-from raysrec.data.reading import Reader, read_ahead
+from raysrec.data.reading import read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.mlflow_tracking import log_test_scores
 from raysrec.model_actors import done_by_actors
 from raysrec.models import SequenceModel
-from raysrec.nodes import check_nodes
+from raysrec.nodes import wait_for_nodes
 from raysrec.objective import choose_loss
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
-from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session, wants_gpu
 
@@ -105,13 +103,11 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
 
 
 def validation_sums(
-    model: SequenceModel, data: PreparedData, config: RunConfig, read: Reader, *, worker: int, num_workers: int
+    model: SequenceModel, data: PreparedData, config: RunConfig, tables: Iterable[pa.Table]
 ) -> RankSums:
-    """This worker's share of the validation ranks, as sums to be added over workers."""
+    """The validation ranks of every user in these row groups, as sums to be added to those of others."""
     device = model.item_vectors().device
-    groups = data.row_groups()
-    mine = [groups[index] for index in share_of_worker(len(groups), worker=worker, num_workers=num_workers)]
-    batches = held_out(read(mine), data.manifest.split, config, split="validation")
+    batches = held_out(tables, data.manifest.split, config, split="validation")
     ranks = [_ranks(model, batch.to(device), config)[0] for batch in batches]
     return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
 
@@ -157,16 +153,21 @@ def _ranks(model: SequenceModel, batch: HeldOut, config: RunConfig) -> tuple[tor
 
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """One row per user and split in order, and for each split which items were recommended to anybody."""
-    num_groups = len(data.row_groups())
-    units = np.array_split(np.arange(num_groups), min(num_groups, UNITS_PER_WORKER * config.scale.max_workers))
     make = partial(Ranker, str(run.path.absolute()), str(data.directory.absolute()), config.model_dump_json())
     recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in HELD_OUT}
     tables: dict[str, list[pa.Table]] = {split: [] for split in HELD_OUT}
-    for found in done_by_actors(make, [unit.tolist() for unit in units], config.scale):
+    for found in done_by_actors(make, units_of(data, config), config.scale):
         for split, ranked in found.items():
             recommended[split][ranked.top.ravel()] = True
             tables[split].append(_rank_table(split, ranked))
     return pa.concat_tables([table for split in HELD_OUT for table in tables[split]]), recommended
+
+
+def units_of(data: PreparedData, config: RunConfig) -> list[list[int]]:
+    """The numbers of all row groups, in the pieces in which they are ranked."""
+    num_groups = len(data.row_groups())
+    pieces = np.array_split(np.arange(num_groups), min(num_groups, UNITS_PER_WORKER * config.scale.max_workers))
+    return [piece.tolist() for piece in pieces]
 
 
 class Ranker:
@@ -243,9 +244,7 @@ def main(arguments: argparse.Namespace) -> None:
     trained = None if record else _trained(run)
     data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
     with ray_session(config.scale):
-        asked = check_nodes([data.directory, run.path])
-        wait_for_room(config.scale, workers=1)
-        check_nodes([data.directory, run.path], known=asked)
+        wait_for_nodes([data.directory, run.path], config.scale, workers=1)
         if trained:
             rank(run, data, config, trained)
         elif record:

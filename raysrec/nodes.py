@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raysrec.config import RunConfig
+from raysrec.config import RunConfig, ScaleConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place
+from raysrec.resources import wait_for_room
 from raysrec.runtime import ClusterError, in_cluster, job_folder
 from raysrec.versions import differences, look_around, versions_here
 
@@ -63,6 +64,31 @@ def check_nodes(
     remaining = _alive()
     refuse({there[node]: answer for node, answer in answers.items() if node in remaining or "failed" not in answer})
     return set(there)
+
+
+def wait_for_nodes(
+    places: Sequence[Place], scale: ScaleConfig, *, workers: int | None = None, keep: bool = False
+) -> Any:
+    """Return when the cluster has room, on machines that can do their part: those there are, and those that come.
+
+    Call inside `ray_session`.
+
+    Args:
+        places: What workers read and write.
+        scale: The workers, and for how long to wait.
+        workers: How many that rank must find room; if not said, the fewest that train.
+        keep: Hold the room.
+
+    Returns:
+        What `give_back` is to be called with if it is kept.
+
+    Raises:
+        ClusterError: The cluster came to have no room, or a machine cannot do its part.
+    """
+    asked = check_nodes(places)
+    room = wait_for_room(scale, workers=workers, keep=keep)
+    check_nodes(places, known=asked)
+    return room
 
 
 def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:

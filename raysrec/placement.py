@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysrec.config import ScaleConfig
+from raysrec.config import RunConfig, ScaleConfig
 
 READING_CPUS = 0.5
 """What a task that reads asks Ray for: it mostly waits for storage."""
@@ -30,6 +30,13 @@ def data_bundles(scale: ScaleConfig) -> list[Bundle]:
     if not scale.data_cpus:
         return [{"CPU": READING_CPUS} | scale.data_resources]
     return [{"CPU": 1.0} | scale.data_resources for _ in range(math.ceil(scale.data_cpus))]
+
+
+def scale_to_train(config: RunConfig) -> ScaleConfig:
+    """The scale that a training needs room for: a process that ranks beside it counts as one that reads."""
+    if not config.evaluate.concurrent:
+        return config.scale
+    return config.scale.model_copy(update={"data_cpus": (config.scale.data_cpus or READING_CPUS) + 1})
 
 
 def reading_options(scale: ScaleConfig) -> dict[str, Any]:

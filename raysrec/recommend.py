@@ -23,7 +23,7 @@ from raysrec.data.fingerprint import stamp_of
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
-from raysrec.nodes import check_nodes, refuse_in_job_folder
+from raysrec.nodes import refuse_in_job_folder, wait_for_nodes
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.recommend_request import (
@@ -37,7 +37,6 @@ from raysrec.recommend_request import (
 )
 from raysrec.recommendations import PartCounts, RecommendationFolder
 from raysrec.recommender import Recommender, Unit, Wanted
-from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session
 
@@ -157,9 +156,7 @@ def _write_parts(
     if not missing:
         return parts
     with ray_session(config.scale), stage("recommending", len(missing), say=_say) as done:
-        asked = check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work])
-        wait_for_room(config.scale, workers=1)
-        check_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], known=asked)
+        wait_for_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], config.scale, workers=1)
         for number, counts in done_by_actors(partial(Recommender, wanted), missing, config.scale):
             parts[number] = counts
             done()

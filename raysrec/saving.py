@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -74,16 +75,15 @@ class Saver:
         self._group = dist.new_group(backend="gloo", timeout=TOGETHER_WITHIN) if num_workers > 1 else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysrec-saving")
         self._running: Future[Saved] | None = None
-        self._best: SavedFile | None = None
-        self._better: tuple[int, Weights] | None = None
+        self._kept: dict[int, SavedFile | Weights] = {}
 
     def went_on_from(self, record: CheckpointRecord) -> None:
-        """Training goes on from this checkpoint: its best weights are kept until there are better ones."""
-        self._best = record.best
+        """Training goes on from this checkpoint: the weights that are kept with it need not be saved again."""
+        self._kept = dict(record.kept)
 
-    def is_best(self, epoch: int, weights: Weights) -> None:
-        """These weights, those after so many epochs, are the best so far; they are saved with the next checkpoint."""
-        self._better = epoch, weights
+    def keep(self, epoch: int, weights: Weights) -> None:
+        """These are the weights after so many epochs; they are saved for as long as checkpoints need them."""
+        self._kept.setdefault(epoch, weights)
 
     @property
     def busy(self) -> bool:
@@ -94,6 +94,7 @@ class Saver:
         """Save what `snapshot` copies now; waits for a save that is still going on."""
         started = time.monotonic()
         self.wait()
+        self._kept = {epoch: kept for epoch, kept in self._kept.items() if epoch in state.kept_epochs}
         copied = snapshot()
         self._running = self._thread.submit(self._save, state, copied, started, time.monotonic() - started)
 
@@ -102,17 +103,17 @@ class Saver:
         return self._running.result() if self._running else None
 
     def _save(self, state: TrainingState, snapshot: Snapshot, started: float, stalled_s: float) -> Saved:
-        own, problem = [], ""
+        own, kept, problem = [], {}, ""
         try:
             self._refuse_others()
             name = f"{state.name}/state-{self._worker}-of-{self._num_workers}.safetensors"
             own.append(self._checkpoints.save_file(name, snapshot.save).model_dump())
-            self._save_best()
+            kept = {epoch: self._save_kept(epoch) for epoch in sorted(state.kept_epochs & self._kept.keys())}
         except (OSError, ValueError) as error:
             problem = str(error)
         everyone = everyones([own, problem], self._group)
         states = tuple(SavedFile(**saved) for files, _ in everyone for saved in files)
-        record = CheckpointRecord(state=state, fingerprint=self._fingerprint, states=states, best=self._best)
+        record = CheckpointRecord(state=state, fingerprint=self._fingerprint, states=states, kept=kept)
         problem = "; ".join(said for _, said in everyone if said)
         if self._worker == 0:
             problem = problem or self._publish(record)
@@ -124,14 +125,12 @@ class Saver:
             self._done(saved)
         return saved
 
-    def _save_best(self) -> None:
-        if self._better is None or self._worker:
-            return
-        epoch, weights = self._better
-        self._best = self._checkpoints.save_file(
-            f"best/epoch-{epoch:05d}.safetensors", lambda file: save_weights(weights, file)
-        )
-        self._better = None
+    def _save_kept(self, epoch: int) -> SavedFile:
+        kept = self._kept[epoch]
+        if not isinstance(kept, SavedFile):
+            name = f"kept/epoch-{epoch:05d}.safetensors"
+            kept = self._kept[epoch] = self._checkpoints.save_file(name, partial(save_weights, kept))
+        return kept
 
     def _publish(self, record: CheckpointRecord) -> str:
         """Say that a checkpoint is whole, and remove those that it replaces; what failed, if it did."""

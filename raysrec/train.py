@@ -24,14 +24,14 @@ from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
 from raysrec.mlflow_tracking import require_mlflow
-from raysrec.nodes import check_nodes, refuse_fleeting
+from raysrec.nodes import refuse_fleeting, wait_for_nodes
 from raysrec.placement import room as said_of_room
-from raysrec.placement import worker_bundle
+from raysrec.placement import scale_to_train, worker_bundle
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
 from raysrec.report import print_runs
-from raysrec.resources import give_back, machines, wait_for_room
+from raysrec.resources import give_back, machines
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import in_cluster, ray_session, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
@@ -71,10 +71,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         print(f"{run.path} is finished; --fresh trains it again")
         return run
     run.start(config, data.manifest.fingerprint)
-    with ray_session(config.scale):
-        asked = check_nodes([data.directory, run.path])
-        room = wait_for_room(config.scale, keep=True)
-        check_nodes([data.directory, run.path], known=asked)
+    scale = scale_to_train(config)
+    with ray_session(scale):
+        room = wait_for_nodes([data.directory, run.path], scale, keep=True)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         rank(run, data, config, learn(run, data, config, room=room))
     return run
@@ -226,7 +225,7 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
     from raysrec.ray_train import failures_told, torch_config
     from raysrec.scaling_policy import Trainer
 
-    place, scale = run.path.absolute(), config.scale
+    place, scale = run.path.absolute(), scale_to_train(config)
     use_gpu = wants_gpu(scale)
     described = {"config": config.model_dump_json(), "prepared": str(data.directory.absolute())}
     elastic = scale.min_workers < scale.max_workers
@@ -330,7 +329,8 @@ def _dry_run(config: RunConfig) -> None:
     with ray_session(config.scale):
         found = machines()
         use_gpu = use_gpu or (config.scale.device == "auto" and wants_gpu(config.scale))
-        print(plan(config, data, use_gpu=use_gpu, cluster=said_of_room(config.scale, found, use_gpu=use_gpu)))
+        cluster = said_of_room(scale_to_train(config), found, use_gpu=use_gpu)
+        print(plan(config, data, use_gpu=use_gpu, cluster=cluster))
 
 
 def _parser() -> argparse.ArgumentParser:

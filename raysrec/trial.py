@@ -15,6 +15,7 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event
+from raysrec.placement import scale_to_train
 from raysrec.resources import wait_for_room
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import ray_session
@@ -69,7 +70,7 @@ def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, 
     run.start(config, data.manifest.fingerprint, command=given["command"])
     _wait_for_the_last_one(run)
     # The sweep has seen that there can be room; how long others of its trials take is no reason to give up.
-    wait_for_room(config.scale.model_copy(update={"wait_s": math.inf}), say=lambda _: None)
+    wait_for_room(scale_to_train(config).model_copy(update={"wait_s": math.inf}), say=lambda _: None)
     try:
         state = learn(run, data, config, show=show)
     except RunStopped:

@@ -25,15 +25,15 @@ from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
-from raysrec.nodes import check_nodes, refuse_fleeting
+from raysrec.nodes import refuse_fleeting, wait_for_nodes
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.trials import read_sweep
 from raysrec.place import PlaceError
+from raysrec.placement import scale_to_train
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
-from raysrec.resources import wait_for_room
 from raysrec.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.stopping import StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
@@ -94,12 +94,10 @@ def _is_finished(sweep: Sweep) -> bool:
 @contextmanager
 def _session(sweep: Sweep, data: PreparedData) -> Iterator[None]:
     """A Ray with room for the trials that are trained at once; one in which not even one can be trained is refused."""
-    scale = sweep.config.scale
+    scale = scale_to_train(sweep.config)
     with ray_session(scale, cpus=sweep.settings.max_concurrent * local_cpus(scale)):
-        asked = check_nodes([data.directory, sweep.directory.path])
         wants_gpu(scale)
-        wait_for_room(scale)
-        check_nodes([data.directory, sweep.directory.path], known=asked)
+        wait_for_nodes([data.directory, sweep.directory.path], scale)
         yield
 
 

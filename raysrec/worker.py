@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from safetensors.torch import load_file
 
-from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
@@ -22,6 +22,7 @@ from raysrec.engine import (
     NonFiniteLoss,
     StateMismatch,
     StepResult,
+    Weights,
     build_engine,
     everyones,
     learning_rate,
@@ -29,16 +30,15 @@ from raysrec.engine import (
     share_done,
 )
 from raysrec.errors import LastingError, readable
-from raysrec.evaluate import validation_sums
 from raysrec.history import Batch
 from raysrec.leaving import Leaving, asked_to_leave, asked_to_regroup, watch_for_preemption
-from raysrec.metrics import RankSums
 from raysrec.models import build_model
 from raysrec.nodes import refuse_other_versions
 from raysrec.objective import Objective, choose_loss
 from raysrec.ops import kernels
 from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
 from raysrec.saving import Saver, Superseded
+from raysrec.validation import Beside, Validation, ranked_beside
 from raysrec.worker_log import WorkerLog
 
 RELEASE_EVERY_S = 300.0
@@ -102,6 +102,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             worker=worker,
             num_workers=num_workers,
             owner=arguments["owner"],
+            beside=ranked_beside(data, config, log.note) if config.evaluate.concurrent else None,
         ).run()
     except Exception as error:
         said = readable(error)
@@ -124,6 +125,7 @@ class Training:
         worker: Its number.
         num_workers: How many there are, in torch's process group if more than one.
         owner: The start of the training that it belongs to; a later start takes over.
+        beside: Ranks validation users while the next epoch is learned; the workers do it themselves if nobody does.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Training:
         worker: int,
         num_workers: int,
         owner: str = "",
+        beside: Beside | None = None,
     ) -> None:
         manifest = data.manifest
         self._config, self._data, self._log, self._read = config, data, log, read
@@ -151,7 +154,10 @@ class Training:
         loss = choose_loss(config.loss, model, device=device.type)
         reads_last = config.train.supervision == "last_position"
         objective = Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device)
-        self._replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
+        replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
+        self._validation = Validation(
+            replica, data, config, read, worker=worker, num_workers=num_workers, beside=beside
+        )
         self._engine = build_engine(objective, config, device)
         self._saver = Saver(
             checkpoints,
@@ -164,7 +170,9 @@ class Training:
         )
         if worker == 0:
             checkpoints.claim(owner)
-        self._state = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
+        self._state, candidate = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
+        if candidate:
+            self._validation.begin(candidate)
         self._saved = self._released = time.monotonic()
         self._elapsed_since = time.monotonic() - self._state.elapsed_s
         self._cpu_since = time.process_time() - self._state.cpu_s
@@ -254,44 +262,38 @@ class Training:
 
     def _after_epoch(self) -> Prefetched | None:
         """Validate if it is time to, save, and begin to read the next epoch; None if there is none."""
-        config, state = self._config, self._state
-        is_last = _is_last(config, state.epoch + 1, state.step)
-        self._state = state.after_epoch()
+        config = self._config
+        is_last = _is_last(config, self._state.epoch + 1, self._state.step)
+        self._state = self._state.after_epoch()
         # Reading for the next epoch starts while this one is validated.
         upcoming = None if is_last else self._prefetch()
-        scores = None
-        if is_last or self._state.epoch % config.train.validate_every == 0:
-            self._replica.load_state_dict(self._engine.weights())
-            scores = self._validate()
-        self._state = _judged(self._timed(), config, scores)
-        if scores is not None:
-            self._log.after_validation(self._state, scores)
-            if self._state.best_epoch == self._state.epoch and self._worker == 0:
-                best = {name: value.cpu().clone() for name, value in self._replica.state_dict().items()}
-                self._saver.is_best(self._state.epoch, best)
+        self._judge()
+        if not self._state.finished and (is_last or self._state.epoch % config.train.validate_every == 0):
+            self._nominate()
+            if is_last or not self._validation.is_beside:
+                self._judge()
+        self._state = self._state.model_copy(update={"finished": is_last or self._state.finished})
         self._save()
         if self._state.finished and upcoming is not None:
             upcoming.close()
             return None
         return upcoming
 
-    def _validate(self) -> dict[str, float]:
-        """Validation scores over all users; the only scores that training ever sees."""
-        own = validation_sums(
-            self._replica,
-            self._data,
-            self._config,
-            self._read,
-            worker=self._worker,
-            num_workers=self._num_workers,
-        )
-        vector = own.to_vector()
-        if self._num_workers > 1:
-            dist.all_reduce(vector)
-        sums = RankSums.from_vector(vector, self._config.evaluate.ks)
-        if sums.count != (expected := self._data.manifest.num_ranked("validation")):
-            raise RuntimeError(f"validation ranked {sums.count} users, but the data has {expected} to rank")
-        return sums.means()
+    def _nominate(self) -> None:
+        """The weights as they are now are to be judged."""
+        state = self._state
+        self._validation.begin(self._engine.weights())
+        if self._worker == 0:
+            self._saver.keep(state.epoch, self._validation.weights())
+        self._state = state.model_copy(update={"candidate": Candidate(epoch=state.epoch, step=state.step)})
+
+    def _judge(self) -> None:
+        """Judge the candidate, if there is one, by its validation scores: the only ones that training ever sees."""
+        if self._state.candidate is None:
+            return
+        candidate, scores = self._state.candidate, self._validation.scores()
+        self._state = _judged(self._timed(), self._config, scores)
+        self._log.after_validation(self._state, candidate, scores)
 
     def _save(self) -> None:
         self._state = self._timed()
@@ -318,24 +320,32 @@ class Training:
             self._released = time.monotonic()
 
 
-def _restored(engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int) -> TrainingState:
-    """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none."""
+def _restored(
+    engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int
+) -> tuple[TrainingState, Weights | None]:
+    """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none.
+
+    Returns:
+        Where training stands, and the weights that were still to be judged.
+    """
     with ExitStack() as stack:
         found = stack.enter_context(checkpoints.newest()) if worker == 0 else None
         name = everyones(found.record.state.name if found else "")[0]
         if worker == 0:
             checkpoints.remove_after(name)
         if not name:
-            return TrainingState()
+            return TrainingState(), None
         checkpoint = found or stack.enter_context(checkpoints.loaded(name))
-        if checkpoint.record.fingerprint != fingerprint:
+        record = checkpoint.record
+        if record.fingerprint != fingerprint:
             raise StateMismatch(
-                f"{checkpoints.place}: was trained on data {checkpoint.record.fingerprint}, but the prepared data is "
+                f"{checkpoints.place}: was trained on data {record.fingerprint}, but the prepared data is "
                 f"{fingerprint}; restore the source, or --fresh to throw the run away"
             )
         engine.restore(saved_state(checkpoint.states))
-        saver.went_on_from(checkpoint.record)
-        return checkpoint.record.state
+        saver.went_on_from(record)
+        candidate = record.state.candidate
+        return record.state, load_file(checkpoint.kept[candidate.epoch]) if candidate else None
 
 
 def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
@@ -343,19 +353,17 @@ def _is_last(config: RunConfig, epoch: int, step: int) -> bool:
     return epoch == config.train.epochs or step == config.train.max_steps
 
 
-def _judged(state: TrainingState, config: RunConfig, scores: dict[str, float] | None) -> TrainingState:
-    """The state after an epoch: perhaps a new best, perhaps the end."""
-    best: dict[str, Any] = {}
-    worse = state.worse_in_a_row
-    if scores is not None and scores[config.evaluate.metric] > state.best_score:
-        best = {
-            "best_score": scores[config.evaluate.metric],
-            "best_epoch": state.epoch,
-            "best_elapsed_s": state.elapsed_s,
-            "best_cpu_s": state.cpu_s,
-        }
-        worse = 0
-    elif scores is not None:
-        worse += 1
-    ends = _is_last(config, state.epoch, state.step) or worse >= config.train.patience
-    return state.model_copy(update={"worse_in_a_row": worse, "finished": ends, **best})
+def _judged(state: TrainingState, config: RunConfig, scores: dict[str, float]) -> TrainingState:
+    """The state when its candidate has these scores: perhaps a new best, perhaps the end."""
+    assert state.candidate
+    if not scores[config.evaluate.metric] > state.best_score:
+        worse = state.worse_in_a_row + 1
+        ends = worse >= config.train.patience
+        return state.model_copy(update={"candidate": None, "worse_in_a_row": worse, "finished": ends})
+    best = {
+        "best_score": scores[config.evaluate.metric],
+        "best_epoch": state.candidate.epoch,
+        "best_elapsed_s": state.elapsed_s,
+        "best_cpu_s": state.cpu_s,
+    }
+    return state.model_copy(update={"candidate": None, "worse_in_a_row": 0, **best})

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from raysrec.checkpoints import TrainingState
+from raysrec.checkpoints import Candidate, TrainingState
 from raysrec.config import RunConfig
 from raysrec.engine import StepResult, learning_rate, share_done
 from raysrec.mailbox import Event, now
@@ -79,15 +79,15 @@ class WorkerLog:
         if self._sums.targets:
             self._send(state, waited_s)
 
-    def after_validation(self, state: TrainingState, scores: dict[str, float]) -> None:
+    def after_validation(self, state: TrainingState, candidate: Candidate, scores: dict[str, float]) -> None:
         """Send the scores of an epoch."""
         self._put(
             {
                 "kind": "validation",
-                "epoch": state.epoch,
-                "step": state.step,
+                "epoch": candidate.epoch,
+                "step": candidate.step,
                 "elapsed_s": state.elapsed_s,
-                "is_best": state.best_epoch == state.epoch,
+                "is_best": state.best_epoch == candidate.epoch,
                 **{f"validation/{name}": value for name, value in scores.items()},
             }
         )

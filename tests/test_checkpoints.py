@@ -23,11 +23,11 @@ def save(checkpoints, step, epoch=0, best=None, content=b"weights"):
         )
         for n in (1, 2)
     )
-    kept = None
+    kept = {}
     if best:
-        name = f"best/epoch-{best:05d}.safetensors"
-        kept = checkpoints.save_file(name, lambda file: file.write_bytes(b"best"))
-    checkpoints.publish(CheckpointRecord(state=state, fingerprint=FINGERPRINT, states=states, best=kept))
+        name = f"kept/epoch-{best:05d}.safetensors"
+        kept = {best: checkpoints.save_file(name, lambda file: file.write_bytes(b"best"))}
+    checkpoints.publish(CheckpointRecord(state=state, fingerprint=FINGERPRINT, states=states, kept=kept))
     return state.name
 
 
@@ -61,7 +61,7 @@ def test_what_was_saved_is_at_hand_again(place, checkpoints, request):
     name = save(checkpoints, 5, best=1)
     with checkpoints.loaded(name) as found:
         assert [file.read_bytes() for file in found.states] == [b"weights", b"weightsweights"]
-        assert found.best.read_bytes() == b"best"
+        assert {epoch: file.read_bytes() for epoch, file in found.kept.items()} == {1: b"best"}
         assert found.record.state == TrainingState(step=5, best_epoch=1)
     save(checkpoints, 6)
     checkpoints.prune(1)
@@ -81,7 +81,7 @@ DAMAGE = {
     "file",
     [
         "step-00000010-epoch-00000/state-2-of-2.safetensors",
-        "best/epoch-00002.safetensors",
+        "kept/epoch-00002.safetensors",
         "step-00000010-epoch-00000.json",
     ],
 )
@@ -143,7 +143,7 @@ def test_the_newest_are_kept_with_the_best_weights_that_they_name(checkpoints):
     checkpoints.prune(2)
     left = sorted(path.relative_to(checkpoints.place.local).as_posix() for path in checkpoints.place.local.glob("*/*"))
     assert left == [
-        "best/epoch-00003.safetensors",
+        "kept/epoch-00003.safetensors",
         *(f"step-0000000{step}-epoch-00000/state-{n}-of-2.safetensors" for step in (3, 4) for n in (1, 2)),
     ]
 
@@ -171,7 +171,7 @@ def test_killed_at_any_moment_a_whole_one_is_left(tmp_path):
         "    step += 1; state = TrainingState(step=step)\n"
         "    content = os.urandom(300_000)\n"
         "    file = checkpoints.save_file(f'{state.name}/state-0-of-1.safetensors', lambda f: f.write_bytes(content))\n"
-        "    record = CheckpointRecord(state=state, fingerprint='', states=(file,), best=None)\n"
+        "    record = CheckpointRecord(state=state, fingerprint='', states=(file,), kept={})\n"
         "    checkpoints.publish(record)\n"
         "    print(step, flush=True); checkpoints.prune(1)\n"
     )

@@ -39,7 +39,7 @@ def test_a_model_is_trained_validated_and_ranked(synthetic, name):
     total = sum(objective(batch) for batch in step)
     assert torch.isfinite(total)
     model.eval()
-    sums = validation_sums(model, data, config, read_directly, worker=0, num_workers=1)
+    sums = validation_sums(model, data, config, read_directly(data.row_groups()))
     assert sums.count == data.manifest.num_users
     ranked = list(rank_tables(model, data, config, read_directly(data.row_groups()), "test"))
     users = sorted(user for part in ranked for user in part.users.tolist())

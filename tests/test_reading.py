@@ -160,7 +160,7 @@ def test_training_and_ranking_in_a_cluster_end_with_the_one_line(data, tmp_path)
     run.config_file.write("{}")
 
     def validation():
-        return validation_sums(model, data, config, read_with_ray, worker=0, num_workers=1)
+        return validation_sums(model, data, config, read_with_ray(data.row_groups()))
 
     with ray_session(config.scale):
         for use in (lambda: train(config), validation, lambda: evaluate(run, data, config)):

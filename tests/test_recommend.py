@@ -68,7 +68,7 @@ def here(monkeypatch):
             yield do(piece)
 
     monkeypatch.setattr(verb, "done_by_actors", do_here)
-    monkeypatch.setattr(verb, "wait_for_room", lambda *args, **kwargs: None)
+    monkeypatch.setattr(verb, "wait_for_nodes", lambda *args, **kwargs: None)
     monkeypatch.setattr(verb, "ray_session", lambda scale: torch.no_grad())
     return done
 

@@ -94,6 +94,16 @@ def test_best_weights_are_the_ones_that_were_validated_best(undisturbed):
     assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(best, abs=1e-9)
 
 
+def test_validated_beside_its_workers_a_run_ends_the_same(undisturbed, folder):
+    run = train(configure(folder, "beside", evaluate__concurrent=True))
+    assert len(validation_scores(run)) == 3
+    for scores, expected in zip(validation_scores(run), validation_scores(undisturbed), strict=True):
+        assert scores == pytest.approx(expected, abs=1e-12)
+    record, expected = (json.loads(one.metrics_file.read_text()) for one in (run, undisturbed))
+    assert record["training"]["best_epoch"] == expected["training"]["best_epoch"]
+    assert record["splits"] == expected["splits"]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_ranks_do_not_depend_on_the_number_of_workers(undisturbed, folder, workers, exclude_seen):

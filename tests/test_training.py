@@ -1,6 +1,8 @@
 """The training loop without Ray: stopped at any step it goes on as if never stopped, on any number of workers."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,10 @@ from raysrec.config import RunConfig
 from raysrec.data.loader import targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch
+from raysrec.evaluate import validation_sums
+from raysrec.models import build_model
 from raysrec.prepare import prepare
+from raysrec.runtime import ClusterError
 from raysrec.saving import Superseded
 from raysrec.worker import Leaving, Training
 from raysrec.worker_log import WorkerLog
@@ -37,7 +42,7 @@ class Log(WorkerLog):
     """Stands in for the driver: keeps what a worker says, and lets it die or stop after a step."""
 
     def __init__(self, *, dies_after=None, stops_after=None):
-        self.losses, self.scores, self.saved = {}, [], []
+        self.losses, self.scores, self.validated, self.saved = {}, [], [], []
         self.dies_after, self.stops_after = dies_after, stops_after
         self.step = 0
 
@@ -50,8 +55,9 @@ class Log(WorkerLog):
     def wants_stop(self):
         return self.stops_after is not None and self.step >= self.stops_after
 
-    def after_validation(self, state, scores):
+    def after_validation(self, state, candidate, scores):
         self.scores.append(scores)
+        self.validated.append(candidate.epoch)
 
     def after_save(self, saved):
         self.saved.append(saved)
@@ -83,7 +89,7 @@ def configure(folder, **changes):
     return validate(settings)
 
 
-def start(config, place, log=None, worker=0, num_workers=1):
+def start(config, place, log=None, worker=0, num_workers=1, beside=None):
     """Train until the end, or until the log ends it; the log, which has heard everything."""
     log = log or Log()
     data = prepare(config.data)
@@ -97,6 +103,7 @@ def start(config, place, log=None, worker=0, num_workers=1):
         device=torch.device("cpu"),
         worker=worker,
         num_workers=num_workers,
+        beside=beside,
     )
     try:
         training.run()
@@ -124,7 +131,11 @@ def end_of(place):
     """All that a finished training has left: the state of its end, its best weights, and what its workers saved."""
     with Checkpoints(place).newest() as found:
         assert found.record.state.finished
-        return found.record.state, load_file(found.best), [load_file(file) for file in found.states]
+        return (
+            found.record.state,
+            load_file(found.kept[found.record.state.best_epoch]),
+            [load_file(file) for file in found.states],
+        )
 
 
 UNTIMED = {"elapsed_s": 0.0, "best_elapsed_s": 0.0, "cpu_s": 0.0, "best_cpu_s": 0.0}
@@ -217,6 +228,83 @@ def test_early_stopping_keeps_the_best_weights(folder):
     assert state.epoch == len(scores) < 8
     assert state.best_epoch == 1 + scores.index(max(scores))
     assert state.best_score == max(scores)
+
+
+class Beside:
+    """Ranks in a thread, and not before the training has gone on."""
+
+    def __init__(self, config, *, fails=False):
+        self.config, self.data, self.fails = config, prepare(config.data), fails
+        # Made before the training begins: it draws random numbers, as those who rank elsewhere do there.
+        self.model = build_model(config.model, self.data.manifest.num_items).eval()
+        self.begun = 0
+        self._thread = ThreadPoolExecutor(1)
+
+    def __call__(self, weights):
+        self.begun += 1
+        return self._thread.submit(self._rank, {name: value.clone() for name, value in weights.items()})
+
+    def _rank(self, weights):
+        time.sleep(0.2)
+        if self.fails:
+            raise ClusterError("nobody ranks")
+        self.model.load_state_dict(weights)
+        return validation_sums(self.model, self.data, self.config, read_directly(self.data.row_groups()))
+
+
+def assert_chose_alike(place, other):
+    """The same weights were chosen, by the same score; how long was trained after that may differ."""
+    (state, best, _), (other_state, other_best, _) = end_of(place), end_of(other)
+    assert (state.best_epoch, state.best_score) == (other_state.best_epoch, other_state.best_score)
+    assert all(torch.equal(value, other_best[name]) for name, value in best.items())
+    assert state.candidate is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train__learning_rate": 0.3, "train__warmup_steps": 0, "train__epochs": 8, "train__patience": 1},
+        {"train__epochs": 7, "train__validate_every": 3},
+        {"train__max_steps": 7},
+    ],
+    ids=["to the last epoch", "until patience runs out", "now and then", "to the last step"],
+)
+def test_validated_beside_it_a_training_chooses_the_same_weights(folder, changes):
+    config = configure(folder, **changes)
+    place = folder / f"beside-{'-'.join(changes)}"
+    before = start(config, place)
+    beside = Beside(config)
+    log = start(config, f"{place}-concurrent", beside=beside)
+    assert log.validated == before.validated
+    assert log.scores == before.scores
+    assert beside.begun >= len(log.scores)
+    assert_chose_alike(f"{place}-concurrent", place)
+    assert log.losses.items() >= before.losses.items()
+
+
+def test_what_was_to_be_judged_is_judged_after_a_restart(folder):
+    config = configure(folder, checkpoint__every_steps=1)
+    whole = start(config, folder / "judged", beside=Beside(config))
+    pending = []
+    for step in range(1, len(whole.losses) + 1):
+        place = folder / f"judged-{step}"
+        seen = start(config, place, Log(dies_after=step), beside=Beside(config))
+        with Checkpoints(place).newest() as found:
+            pending.append(found is not None and found.record.state.candidate is not None)
+        # Who goes on may validate in the other way.
+        again = start(config, place, beside=None if step % 2 else Beside(config))
+        assert seen.scores + again.scores == whole.scores
+        assert_chose_alike(place, folder / "judged")
+    assert True in pending[1::2]
+    assert True in pending[::2]
+    assert False in pending
+
+
+def test_ranks_that_cannot_be_made_end_the_training(folder):
+    config = configure(folder)
+    with pytest.raises(ClusterError, match="nobody ranks"):
+        start(config, folder / "unranked", beside=Beside(config, fails=True))
 
 
 def test_training_can_end_in_the_middle_of_an_epoch(folder, undisturbed):
@@ -364,7 +452,7 @@ def test_a_full_disk_ends_no_training_and_leaves_nothing_half_written(folder, un
     named = {"owner"}
     for name in Checkpoints(place).names():
         with Checkpoints(place).loaded(name) as found:
-            named |= {f"{name}.json", *(file.name for file in [*found.states, found.best])}
+            named |= {f"{name}.json", *(file.name for file in [*found.states, *found.kept.values()])}
     assert {file.name for file in place.rglob("*") if file.is_file()} == named
 
 

@@ -1,6 +1,6 @@
-from raysrec.checkpoints import TrainingState
+from raysrec.checkpoints import Candidate, TrainingState
 from raysrec.config import RunConfig
-from raysrec.worker import _judged
+from raysrec.worker import _is_last, _judged
 
 
 def configure(**train):
@@ -11,13 +11,15 @@ def run_through(config, scores):
     """The states after epochs with these validation scores; None where an epoch is not validated."""
     states = [TrainingState()]
     for epoch, score in enumerate(scores, start=1):
-        seen = None if score is None else {"ndcg@10": score}
+        step = 10 * epoch
         begun = (
-            states[-1]
-            .after_epoch()
-            .model_copy(update={"step": 10 * epoch, "elapsed_s": 1.0 * epoch, "cpu_s": 0.5 * epoch})
+            states[-1].after_epoch().model_copy(update={"step": step, "elapsed_s": 1.0 * epoch, "cpu_s": 0.5 * epoch})
         )
-        states.append(_judged(begun, config, seen))
+        if score is not None:
+            candidate = Candidate(epoch=epoch, step=step)
+            begun = _judged(begun.model_copy(update={"candidate": candidate}), config, {"ndcg@10": score})
+        states.append(begun)
+    assert all(state.candidate is None for state in states)
     return states[1:]
 
 
@@ -44,10 +46,6 @@ def test_epochs_without_validation_cost_no_patience():
     assert [state.finished for state in states] == [False] * 4
 
 
-def test_training_ends_after_the_last_epoch():
-    assert [state.finished for state in run_through(configure(epochs=2), [0.1, 0.2])] == [False, True]
-
-
-def test_training_ends_after_the_last_step_asked_for():
-    states = run_through(configure(epochs=9, max_steps=20), [0.1, 0.2])
-    assert [state.finished for state in states] == [False, True]
+def test_training_ends_after_the_last_epoch_or_step_asked_for():
+    assert [_is_last(configure(epochs=2), epoch, 10 * epoch) for epoch in (1, 2)] == [False, True]
+    assert [_is_last(configure(epochs=9, max_steps=20), epoch, 10 * epoch) for epoch in (1, 2)] == [False, True]

@@ -101,6 +101,9 @@ class EvaluateConfig(Section):
     """The validation score that chooses the best weights and stops training."""
     exclude_seen: bool = False
     """Leave out items that the user already had; false is the protocol of the papers."""
+    concurrent: bool = False
+    """Validate while the next epoch is learned, in processes that ask for a CPU each where data is read (no GPU), and
+    not in the training workers, which would wait. The same weights are chosen; patience runs out an epoch later."""
     batch_tokens: Count = 8_192
     """Positions (padding included) encoded at once; a few thousand stay in a CPU's cache, a GPU wants more."""
     items_per_chunk: Count = 65_536
