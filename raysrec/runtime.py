@@ -149,7 +149,9 @@ def _failures_in_words() -> Iterator[None]:
 @contextmanager
 def _start_in_words(*, local: bool) -> Iterator[None]:
     """Turn what Ray says when it does not start, or is not reached, into one line with what to do."""
-    if not local:
+    if local:
+        _refuse_taken(os.environ.get("RAY_GCS_SERVER_PORT", ""))
+    else:
         _refuse_silent(os.environ.get("RAY_ADDRESS", ""))
     try:
         yield
@@ -176,7 +178,7 @@ _START_FAILURES = {
     "/dev/shm": "its shared memory is too small; enlarge /dev/shm (docker run --shm-size=1g)",  # noqa: S108 - no file
     "No space left": "the disk of {folder} is full; make room, or set RAY_TMPDIR to another one",
     "timed out during startup": "its processes took too long, as on a machine with too much to do; run this again",
-    "ddress already in use": "a port is taken; unset the RAY_… variables that name ports, or end who holds it",
+    "Failed to start the grpc server": "a port is taken; run this again, and Ray takes others",
 }
 """Parts of what Ray says, and what they mean."""
 
@@ -191,6 +193,20 @@ def _refuse_silent(address: str) -> None:
         raise ClusterError(
             f"RAY_ADDRESS={address}: nobody answers there ({error}); start the cluster, mend the address, or unset it "
             "to start a Ray here"
+        ) from None
+
+
+def _refuse_taken(port: str) -> None:
+    """Ray would wait for 45 seconds, and then call it a bug of its own."""
+    if not port.isdigit():
+        return
+    try:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", int(port)))
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"RAY_GCS_SERVER_PORT={port}: Ray cannot listen there ({error}); unset it, so that Ray takes a free port, "
+            "or end who holds it"
         ) from None
 
 

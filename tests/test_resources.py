@@ -1,6 +1,7 @@
 """Too few resources, and a Ray that does not start: one line each, and no waiting for ever."""
 
 import os
+import socket
 import threading
 
 import pytest
@@ -97,6 +98,19 @@ def test_a_folder_in_which_ray_cannot_work_is_named(monkeypatch, folder, expecte
     with pytest.raises(ClusterError, match=expected) as error, ray_session(ScaleConfig()):
         pass
     assert "\n" not in str(error.value)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        monkeypatch.setenv("RAY_GCS_SERVER_PORT", str(port))
+        with (
+            pytest.raises(ClusterError, match=f"^RAY_GCS_SERVER_PORT={port}: Ray cannot listen there .*; unset it"),
+            ray_session(ScaleConfig()),
+        ):
+            pass
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch):

@@ -99,7 +99,7 @@ def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
 
     alone = start(validate(overlay(settings, {"engine": {"name": "torch"}})), tmp_path / "alone")
     with Checkpoints(tmp_path / "alone").newest() as found:
-        best = load_file(found.best)
+        best = load_file(found.kept[found.record.state.best_epoch])
     ours = load_file(run.model_directory.local / "weights.safetensors")
     for name, value in best.items():
         # Two engines and two numbers of workers add in another order, and two hundred updates carry that on; without
