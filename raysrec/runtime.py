@@ -43,6 +43,8 @@ LOCAL_SETTINGS: dict[str, str] = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # A cluster that lives and dies with this process and listens on localhost needs no token file.
     "RAY_AUTH_MODE": "disabled",
+    # A process of Ray Train's would ask every five seconds whether this machine is about to be taken away.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 if sys.platform == "linux":

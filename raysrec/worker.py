@@ -16,7 +16,8 @@ from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
-from raysrec.data.reading import Reader, read_with_ray
+from raysrec.data.ray_reading import read_with_ray
+from raysrec.data.reading import Reader
 from raysrec.engine import (
     Engine,
     NonFiniteLoss,

@@ -1,6 +1,8 @@
 """Damaged, cut and missing files of prepared data: what is read is what was written, or one error names the place."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +11,8 @@ import pytest
 from raysrec.command_line import validate
 from raysrec.config import DataConfig
 from raysrec.data.catalog import PreparedData, PreparedDataError
-from raysrec.data.reading import footer_of, read_directly, read_with_ray
+from raysrec.data.ray_reading import read_with_ray
+from raysrec.data.reading import footer_of, read_directly
 from raysrec.errors import LastingError
 from raysrec.evaluate import evaluate, validation_sums
 from raysrec.models import build_model
@@ -30,6 +33,11 @@ def data(tmp_path, monkeypatch):
     """Some twenty row groups in a file of 14 kB."""
     monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 64)
     return prepare(DataConfig.model_validate({"prepared": str(tmp_path / "prepared"), "synthetic": {"num_users": 150}}))
+
+
+def test_a_process_that_only_reads_imports_no_torch():
+    code = "import sys, raysrec.data.reading; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def in_page_of(place, index, column="items"):

@@ -16,7 +16,7 @@ from test_resume import until
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import overlay, validate
 from raysrec.data.loader import epoch_steps
-from raysrec.data.reading import read_with_ray
+from raysrec.data.ray_reading import read_with_ray
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory
 from raysrec.runtime import ray_session
@@ -132,7 +132,7 @@ def events(run):
 
 
 def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_workers(s3, proxy, monkeypatch):
-    monkeypatch.setattr("raysrec.data.reading.READ_INTERACTIONS", 100_000)
+    monkeypatch.setattr("raysrec.data.ray_reading.READ_INTERACTIONS", 100_000)
     monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
     monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
     synthetic = {"synthetic": {"num_users": 8_000, "num_items": 3_000, "mean_length": 60}}

@@ -10,7 +10,8 @@ import pytest
 
 from raysrec.command_line import nest, overlay, validate
 from raysrec.config import ScaleConfig
-from raysrec.data.reading import read_directly, read_with_ray
+from raysrec.data.ray_reading import read_with_ray
+from raysrec.data.reading import read_directly
 from raysrec.evaluate import evaluate
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory, RunError

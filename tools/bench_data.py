@@ -24,7 +24,8 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import epoch_steps, row_groups_of_streams
 from raysrec.data.order import reading_order
-from raysrec.data.reading import COLUMNS, read_directly, read_with_ray
+from raysrec.data.ray_reading import read_with_ray
+from raysrec.data.reading import COLUMNS, read_directly
 from raysrec.place import Place
 from raysrec.prepare import prepare
 from raysrec.runtime import ray_session

@@ -24,7 +24,8 @@ from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps
-from raysrec.data.reading import Reader, read_directly, read_with_ray
+from raysrec.data.ray_reading import read_with_ray
+from raysrec.data.reading import Reader, read_directly
 from raysrec.engine import build_engine
 from raysrec.history import Batch
 from raysrec.losses import softmax_loss

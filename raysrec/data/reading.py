@@ -1,6 +1,7 @@
-"""Row groups of Parquet, read ahead in a stated order: by Ray Data in a cluster, or directly by pyarrow.
+"""Row groups of Parquet, read in a stated order by pyarrow: in this process, or in a task of Ray Data.
 
-Both readers give the same tables in the same order; the direct one serves tests, benchmarks and debuggers. Each byte
+Ray Data's tasks (`ray_reading.py`) give the same tables in the same order. What they import is here, and torch is not
+in it: a process that only reads would need two seconds and 200 MB for it. Each byte
 of a file leaves its store once in an epoch: of a row group only the columns that are needed are asked for, and the
 footer, which says where they lie, is read once by a process and travels to the tasks that read for it. What was read is
 what was written, by the checksum of each page and by the sizes in the manifest, or it is an error that names the row
@@ -10,7 +11,7 @@ group.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,30 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysrec.config import ScaleConfig
 from raysrec.data.catalog import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataError, RowGroup, whole
 from raysrec.place import Place
-from raysrec.placement import reading_options
 
 COLUMNS = ["user", "items", "times"]
-READ_INTERACTIONS = 1_000_000
-"""Interactions that one Ray task reads at least: below this, starting the task costs more than reading."""
-
-FOOTERS_AT_ONCE = 16
-"""Footers that are fetched at the same time: of many files, one after the other would take minutes in a store."""
-
 Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
-
-
-_ANYWHERE = ScaleConfig()
 
 
 def read_directly(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> Iterator[pa.Table]:
     """One table per row group, read when it is asked for; these columns of it, which those of `COLUMNS` are among."""
     for group in groups:
         footer = footer_of(group.path)
-        _check(group, footer)
+        check(group, footer)
         yield _read(group.path, [group.index], footer, columns)
 
 
@@ -55,38 +45,6 @@ def read_ahead(groups: Sequence[RowGroup], columns: Sequence[str] = COLUMNS) -> 
             yield table
 
 
-def read_with_ray(groups: Sequence[RowGroup], *, scale: ScaleConfig = _ANYWHERE) -> Iterator[pa.Table]:
-    """One table per row group, read ahead by Ray Data tasks anywhere in the cluster.
-
-    Needs a Ray with CPUs to spare beyond the workers'; `runtime.py` sees to that.
-
-    Args:
-        groups: What to read.
-        scale: On which machines, and how much at once.
-    """
-    import ray.data
-
-    units = [[groups[number] for number in unit] for unit in consecutive(groups, READ_INTERACTIONS)]
-    if not units:
-        return
-    footers = _footers({group.path for group in groups})
-    for group in groups:
-        _check(group, footers[str(group.path)])
-    work = [{"paths": [str(g.path) for g in unit], "indices": [g.index for g in unit]} for unit in units]
-    tables = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
-        _read_unit,
-        fn_args=(ray.put(footers),),
-        batch_size=None,
-        batch_format="numpy",
-        **reading_options(scale),
-    )
-    # The order is part of the result: batches must not depend on which task ends first.
-    tables.context.execution_options.preserve_order = True
-    tables.context.enable_progress_bars = False
-    for block in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        yield from _split(block)
-
-
 @lru_cache(maxsize=1024)
 def footer_of(file: Place) -> pq.FileMetaData:
     """What the end of a Parquet file says about it; asked for once by a process, since prepared files never change.
@@ -97,11 +55,6 @@ def footer_of(file: Place) -> pq.FileMetaData:
     """
     with whole(file, "its footer"), pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
         return opened.metadata
-
-
-def _footers(files: set[Place]) -> dict[str, pq.FileMetaData]:
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return dict(zip(map(str, files), pool.map(footer_of, files), strict=True))
 
 
 def consecutive(groups: Sequence[RowGroup], interactions: int) -> list[list[int]]:
@@ -120,7 +73,7 @@ def consecutive(groups: Sequence[RowGroup], interactions: int) -> list[list[int]
     return units
 
 
-def _read_unit(batch: dict[str, np.ndarray], footers_ref: Any) -> pa.Table:
+def read_unit(batch: dict[str, np.ndarray], footers_ref: Any) -> pa.Table:
     """A Ray Data task: the row groups of one unit, and beside each row its row group's place in the unit."""
     import ray
 
@@ -145,14 +98,7 @@ def _read_together(paths: Any, indices: Any, footers: Mapping[str, pq.FileMetaDa
     return [tables[one] for one in asked_for]
 
 
-def _split(block: pa.Table) -> Iterator[pa.Table]:
-    places = block.column("place").to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
-    for start, stop in pairwise(starts):
-        yield block.slice(start, stop - start).select(COLUMNS)
-
-
-def _check(group: RowGroup, footer: pq.FileMetaData) -> None:
+def check(group: RowGroup, footer: pq.FileMetaData) -> None:
     """Refuse a file that holds another number of users or interactions than the manifest says."""
     if group.index >= footer.num_row_groups:
         found = f"the file has {footer.num_row_groups} row groups"
