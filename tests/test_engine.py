@@ -1,11 +1,13 @@
 import math
+import time
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from engine_workers import NUM_ITEMS, Training, configure, engine_of, micro_batches, objective_of, on_workers
 
-from raysrec.config import RunConfig, TrainConfig
+from raysrec.config import RunConfig, ScaleConfig, TrainConfig
 from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, saved_state, share_done
 from raysrec.engine.exchange import everyones
 from raysrec.models import MODELS
@@ -113,6 +115,26 @@ def test_deepspeed_learns_what_torch_does_at_every_stage(tmp_path, model):
     expected = Training(configure(model, name="torch")).run()
     for outcome in outcomes.values():
         assert_same(expected, outcome)
+
+
+class Stalled:
+    """The second worker says nothing while the first waits for its gradients."""
+
+    def run(self, worker, num_workers):
+        config = configure(name="deepspeed", zero_stage=1)
+        engine = engine_of(config.model_copy(update={"scale": ScaleConfig(stalled_after_s=3.0)}))
+        if worker:
+            time.sleep(12)
+            return ""
+        gradients = engine._optimizer.dp_process_group
+        with pytest.raises(RuntimeError) as error:
+            dist.all_reduce(torch.ones(1), group=gradients)
+        return str(error.value)
+
+
+@pytest.mark.slow
+def test_deepspeed_waits_for_a_stalled_worker_as_long_as_the_configuration_says(tmp_path):
+    assert "Timed out waiting 3000ms" in on_workers(2, tmp_path, {"stalled": Stalled()})["stalled"]
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from raysrec.command_line import overlay
@@ -39,9 +42,10 @@ class DeepSpeedEngine:
         self._clip_norm = config.train.clip_norm
         self._deepspeed = deepspeed
         (optimizer,) = build_optimizers(objective.model, config.train)  # Muon is refused when the config is loaded
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=objective, optimizer=optimizer, config=deepspeed_config(config, device)
-        )
+        with _new_groups_wait(config.scale.stalled_after_s):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=objective, optimizer=optimizer, config=deepspeed_config(config, device)
+            )
         self._partition = Partition(self._optimizer, objective.model) if self._stage else None
 
     def step(self, batches: Sequence[Batch], *, learning_rate: float, wish: int = 0) -> StepResult:
@@ -147,6 +151,20 @@ def deepspeed_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
         },
     }
     return overlay(derived, config.engine.extra)
+
+
+@contextlib.contextmanager
+def _new_groups_wait(seconds: float) -> Iterator[None]:
+    """Process groups that are made in the block give up a worker that says nothing after so long.
+
+    DeepSpeed makes its own for gradients, and leaves them the 30 minutes that torch takes unless it is told.
+    """
+    made = dist.new_group
+    dist.new_group = partial(made, timeout=timedelta(seconds=seconds))
+    try:
+        yield
+    finally:
+        dist.new_group = made
 
 
 def _import_deepspeed(device: torch.device) -> Any:
