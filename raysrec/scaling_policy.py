@@ -77,8 +77,12 @@ class _Lookout:
             return
         self._said = time.monotonic()
         if missing := lacking(self._scale, machines(), use_gpu=self._use_gpu):
-            mailbox: Any = ray.get_actor(self._mailbox)
-            mailbox.put.remote({"kind": "note", "at": now(), "text": f"{missing}; waiting"})
+            self.say(f"{missing}; waiting")
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        mailbox: Any = ray.get_actor(self._mailbox)
+        mailbox.put.remote({"kind": "note", "at": now(), "text": text})
 
     def room_in_all(self, at_most: int) -> int:
         """Workers for which there is room beside reading, on machines that do nothing else."""
@@ -103,6 +107,11 @@ class _Fixed(FixedScalingPolicy):
         self._lookout.say_what_is_missing()
         return super().make_decision_for_non_running_worker_group()
 
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        # The machine may have gone on which data was read.
+        self._lookout.say_what_is_missing()
+        return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+
 
 class _Elastic(ElasticScalingPolicy):
     def __init__(self, scaling_config: Any, lookout: _Lookout) -> None:
@@ -110,6 +119,10 @@ class _Elastic(ElasticScalingPolicy):
         self._lookout = lookout
         self._starts = 0
         """How often workers were to be started since they last trained; more than once where the room was not free."""
+        self._looked_at = 0
+        """How often the machines were counted."""
+        self._starving = False
+        """Had reading no room beside the workers when that was last looked at?"""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         super().after_controller_start(train_run_context)
@@ -129,18 +142,28 @@ class _Elastic(ElasticScalingPolicy):
         return self._get_resize_decision(max(free, self.scaling_config.min_workers))
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Never a resize: workers that are asked to, leave with all saved, and are started again in another number."""
+        """To be more, workers are asked to leave with all saved; only those that cannot go on are made to be fewer."""
         self._starts = 0
+        self._lookout.say_what_is_missing()
+        looked_at = self._looked_at
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision):
-            more = decision.num_workers - worker_group_state.num_workers
-            # Who trains is not asked to be fewer: a node that came for nothing and went again is no reason.
-            if more > 0 and self._lookout.room_that_is_free(more):
-                for worker in worker_group_state.workers:
-                    worker.execute_async(regroup)
+        if self._looked_at == looked_at:  # Ray Train looks now and then
+            return decision
+        workers = worker_group_state.num_workers
+        # Seen: a node is lost and still counted when its workers are started again; on what is left they take the room
+        # of reading, and wait for data for ever.
+        starved, self._starving = self._starving, self._lookout.room_in_all(workers) < workers
+        if starved and self._starving and isinstance(decision, ResizeDecision):
+            self._lookout.say(f"no room to read beside {workers} workers; training goes on with {decision.num_workers}")
+            return decision
+        more = decision.num_workers - workers if isinstance(decision, ResizeDecision) else 0
+        if more > 0 and self._lookout.room_that_is_free(more):
+            for worker in worker_group_state.workers:
+                worker.execute_async(regroup)
         return NoopDecision()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
+        self._looked_at += 1
         possible = super()._count_possible_workers(reserved_resources)
         count = self._lookout.room_in_all(possible)
         if count < possible:

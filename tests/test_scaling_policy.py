@@ -88,11 +88,32 @@ def test_room_that_somebody_else_holds_interrupts_nobody(policy, cluster):
     assert group.asked == []
 
 
-def test_nobody_who_trains_is_asked_to_be_fewer(policy, cluster):
+def test_nobody_who_trains_is_asked_to_be_fewer_because_others_want_the_room(policy, cluster, monkeypatch):
+    group = Group(3)
+    cluster.there, cluster.free = [{"CPU": 4.0}], [{"CPU": 0.0}]
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: {0: {"CPU": 2.0}})
+    for _ in range(3):
+        assert isinstance(policy.make_decision_for_running_worker_group(group, None), scaling_policy.NoopDecision)
+    assert group.asked == []
+
+
+def test_workers_that_hold_the_room_of_reading_are_made_to_be_fewer(policy, cluster):
     group = Group(3)
     cluster.there, cluster.free = [{"CPU": 3.0}], [{"CPU": 0.0}]
+    # A machine may only just have come or gone; it is looked at twice.
     assert isinstance(policy.make_decision_for_running_worker_group(group, None), scaling_policy.NoopDecision)
+    assert policy.make_decision_for_running_worker_group(group, None).num_workers == 2
+    ((name, event, _),) = cluster.mailbox.calls
+    assert (name, event["text"]) == ("put", "no room to read beside 3 workers; training goes on with 2")
     assert group.asked == []
+
+
+def test_a_machine_that_comes_in_time_leaves_the_workers_as_they_are(policy, cluster):
+    cluster.there, cluster.free = [{"CPU": 3.0}], [{"CPU": 0.0}]
+    for machines in ([{"CPU": 3.0}], [{"CPU": 3.0}, {"CPU": 1.0}], [{"CPU": 3.0}]):
+        cluster.there = machines
+        decision = policy.make_decision_for_running_worker_group(Group(3), None)
+        assert isinstance(decision, scaling_policy.NoopDecision)
 
 
 def test_a_start_that_found_no_room_is_tried_with_what_is_free(policy, cluster):
