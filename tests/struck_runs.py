@@ -167,7 +167,9 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
         say(f"gone on to step {training.step()}")
 
     def node_is_lost(process):
-        lost = cluster.list_all_nodes()[-1]
+        # One on which a worker is; another may only have read.
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+        lost = next(raylets[worker.ppid()] for worker in worker_processes() if worker.ppid() in raylets)
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
 
