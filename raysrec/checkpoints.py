@@ -70,7 +70,8 @@ class TrainingState(Section):
     @property
     def kept_epochs(self) -> set[int]:
         """The epochs whose weights are needed besides those that are trained."""
-        return ({self.best_epoch} | {self.candidate.epoch} if self.candidate else {self.best_epoch}) - {0}
+        candidate = self.candidate.epoch if self.candidate else 0
+        return {self.best_epoch, candidate} - {0}
 
     @property
     def name(self) -> str:

@@ -181,6 +181,7 @@ _START_FAILURES = {
     "No space left": "the disk of {folder} is full; make room, or set RAY_TMPDIR to another one",
     "timed out during startup": "its processes took too long, as on a machine with too much to do; run this again",
     "Failed to start the grpc server": "a port is taken; run this again, and Ray takes others",
+    "ddress already in use": "a port is taken; unset the RAY_… variables that name ports, or end who holds it",
 }
 """Parts of what Ray says, and what they mean."""
 

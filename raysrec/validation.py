@@ -68,11 +68,7 @@ class Validation:
         """From now on these are the weights that are asked about."""
         self._model.load_state_dict(weights)
         if self._beside and self._worker == 0:
-            self._ranking = self._beside(self.weights())
-
-    def weights(self) -> Weights:
-        """A copy of the weights it was begun with."""
-        return {name: value.to("cpu", copy=True) for name, value in self._model.state_dict().items()}
+            self._ranking = self._beside(weights)
 
     def scores(self) -> dict[str, float]:
         """The scores of these weights over all users; waits for them."""

@@ -282,10 +282,10 @@ class Training:
 
     def _nominate(self) -> None:
         """The weights as they are now are to be judged."""
-        state = self._state
-        self._validation.begin(self._engine.weights())
+        state, weights = self._state, self._engine.weights()
+        self._validation.begin(weights)
         if self._worker == 0:
-            self._saver.keep(state.epoch, self._validation.weights())
+            self._saver.keep(state.epoch, weights)
         self._state = state.model_copy(update={"candidate": Candidate(epoch=state.epoch, step=state.step)})
 
     def _judge(self) -> None:

@@ -1,11 +1,12 @@
 """Row groups of Parquet, read in a stated order by pyarrow: in this process, or in a task of Ray Data.
 
 Ray Data's tasks (`ray_reading.py`) give the same tables in the same order. What they import is here, and torch is not
-in it: a process that only reads would need two seconds and 200 MB for it. Each byte
-of a file leaves its store once in an epoch: of a row group only the columns that are needed are asked for, and the
-footer, which says where they lie, is read once by a process and travels to the tasks that read for it. What was read is
-what was written, by the checksum of each page and by the sizes in the manifest, or it is an error that names the row
-group.
+in it: a process that only reads would need two seconds and 200 MB for it.
+
+Each byte of a file leaves its store once in an epoch: of a row group only the columns that are needed are asked for,
+and the footer, which says where they lie, is read once by a process and travels to the tasks that read for it. What was
+read is what was written, by the checksum of each page and by the sizes in the manifest, or it is an error that names
+the row group.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from raysrec.data.catalog import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataErro
 from raysrec.place import Place
 
 COLUMNS = ["user", "items", "times"]
+
 Reader = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Reads row groups in the given order and yields one table for each."""
 

@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> Weights:
-        """The whole model, on the CPU."""
+        """The whole model, copied to the CPU."""
         ...
 
     def snapshot(self) -> Snapshot:
