@@ -141,6 +141,12 @@ def worker_processes():
     return sorted(found, key=lambda process: process.pid)
 
 
+def node_of_a_worker(cluster):
+    """A node, not the head, on which training is done; another may only read, and nobody would miss it."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    return next(raylets[worker.ppid()] for worker in worker_processes() if worker.ppid() in raylets)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
@@ -167,10 +173,7 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
         say(f"gone on to step {training.step()}")
 
     def node_is_lost(process):
-        # One on which a worker is; another may only have read.
-        raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
-        lost = next(raylets[worker.ppid()] for worker in worker_processes() if worker.ppid() in raylets)
-        cluster.remove_node(lost, allow_graceful=False)
+        cluster.remove_node(node_of_a_worker(cluster), allow_graceful=False)
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
 
     def killed(process):
@@ -211,12 +214,12 @@ def test_workers_come_and_go_with_nodes(cluster, folder, undisturbed, monkeypatc
         return len(training.events("start"))
 
     seen = until_on(2, 0)
-    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+    cluster.remove_node(node_of_a_worker(cluster), allow_graceful=False)
     seen = until_on(1, seen)
     cluster.add_node(num_cpus=1, object_store_memory=10**8)
     seen = until_on(2, seen)
     cluster.add_node(num_cpus=1, object_store_memory=10**8)
-    drain(cluster, cluster.list_all_nodes()[-2])
+    drain(cluster, node_of_a_worker(cluster))
     seen = until_on(2, seen)
     training.finish()
     assert training.error is None
