@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.config import LossConfig
+from raysrec.config import LossConfig, RunConfig
 from raysrec.history import Batch
 from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
-from raysrec.models import SequenceModel
+from raysrec.models import SequenceModel, build_model
 from raysrec.negatives import ItemDistribution, Negatives, in_batch, popularity, uniform
 
 EXACT_COSTS_AT_MOST = {"cpu": 16, "cuda": 160}
@@ -135,6 +135,24 @@ class Objective(nn.Module):
         if self._distribution.weights.device != device:
             self._distribution = self._distribution.to(device)
         return self._distribution
+
+
+def build_objective(
+    config: RunConfig, *, num_users: int, item_counts: Int[Tensor, " V"], device: torch.device
+) -> tuple[Objective, ChosenLoss]:
+    """The model of a run with fresh weights, under its loss, on its device; and which loss that is.
+
+    Args:
+        config: The run.
+        num_users: Users that may have vectors of their own.
+        item_counts: How often each item occurs in training, by its number; 0 is padding.
+        device: Where it is trained.
+    """
+    model = build_model(config.model, len(item_counts) - 1, num_users)
+    model.set_item_counts(item_counts)
+    loss = choose_loss(config.loss, model, device=device.type)
+    reads_last = config.train.supervision == "last_position"
+    return Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device), loss
 
 
 class _Learned(NamedTuple):

@@ -13,10 +13,10 @@ from raysrec.command_line import run_verb
 from raysrec.pages import runs_page, write_sweep_page
 from raysrec.pages.published import DEFAULT
 from raysrec.pages.runs import other_rule
-from raysrec.pages.trials import is_sweep
 from raysrec.place import AnyPath, Place
 from raysrec.progress import shown_cutoff
 from raysrec.run_directory import RunDirectory, RunError
+from raysrec.sweep import SweepDirectory
 
 Record = dict[str, Any]
 """What `metrics.json` of a finished run says."""
@@ -111,7 +111,7 @@ def _cell(value: dict[str, float] | None) -> str:
 def main(arguments: argparse.Namespace) -> None:
     """Print the table of the runs that were named."""
     paths = [place for name in arguments.runs for place in _folders(name)]
-    sweeps = [path for path in paths if is_sweep(path)]
+    sweeps = [path for path in paths if SweepDirectory.is_sweep(path)]
     if sweeps and (len(paths) > 1 or not arguments.page):
         raise RunError(
             f"{sweeps[0]}: is a sweep; name it alone and with --page FILE, or its trials as {sweeps[0]}/trials/*"

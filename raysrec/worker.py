@@ -35,7 +35,7 @@ from raysrec.history import Batch
 from raysrec.leaving import Leaving, asked_to_leave, asked_to_regroup, watch_for_preemption
 from raysrec.models import build_model
 from raysrec.nodes import refuse_other_versions
-from raysrec.objective import Objective, choose_loss
+from raysrec.objective import build_objective
 from raysrec.ops import kernels
 from raysrec.runtime import release_freed_memory, threads_per_worker, tune_allocator
 from raysrec.saving import Saver, Superseded
@@ -149,12 +149,8 @@ class Training:
         self._worker, self._num_workers = worker, num_workers
         self._num_targets = num_targets
         torch.manual_seed(config.train.seed)
-        model = build_model(config.model, manifest.num_items, manifest.num_users)
         item_counts = torch.from_numpy(data.train_counts())
-        model.set_item_counts(item_counts)
-        loss = choose_loss(config.loss, model, device=device.type)
-        reads_last = config.train.supervision == "last_position"
-        objective = Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device)
+        objective, loss = build_objective(config, num_users=manifest.num_users, item_counts=item_counts, device=device)
         replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
         self._validation = Validation(
             replica, data, config, read, worker=worker, num_workers=num_workers, beside=beside

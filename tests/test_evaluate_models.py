@@ -8,7 +8,7 @@ from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import read_directly
 from raysrec.evaluate import rank_tables, validation_sums
 from raysrec.models import MODELS, build_model
-from raysrec.objective import Objective, choose_loss
+from raysrec.objective import build_objective
 from raysrec.prepare import prepare
 
 
@@ -30,11 +30,9 @@ def test_a_model_is_trained_validated_and_ranked(synthetic, name):
         }
     )
     data = prepare(config.data)
-    model = build_model(config.model, data.manifest.num_items, data.manifest.num_users)
-    counts = torch.from_numpy(data.train_counts())
-    model.set_item_counts(counts)
-    loss = choose_loss(config.loss, model, device="cpu").config
-    objective = Objective(model, loss, reads_last=supervision == "last_position", item_counts=counts)
+    counts, cpu = torch.from_numpy(data.train_counts()), torch.device("cpu")
+    objective, _ = build_objective(config, num_users=data.manifest.num_users, item_counts=counts, device=cpu)
+    model = objective.model
     (step, *_) = epoch_steps(data, config, read_directly, epoch=0, worker=0, num_workers=1)
     total = sum(objective(batch) for batch in step)
     assert torch.isfinite(total)

@@ -10,9 +10,8 @@ from raysrec import report
 from raysrec.command_line import run_verb
 from raysrec.pages import Point, Sweep, Trial, sweep_page, write_sweep_page
 from raysrec.pages.importance import LEAST_TRIALS, importances
-from raysrec.pages.trials import is_sweep, pareto, read_sweep
-from raysrec.run_directory import RunError
-from raysrec.sweep import TrialRecord
+from raysrec.pages.trials import pareto, read_sweep
+from raysrec.sweep import SweepError, TrialRecord
 
 
 def trial(number, score=None, seconds=10.0, state="finished", **parameters):
@@ -53,7 +52,6 @@ def test_a_sweep_is_read_as_it_was_written(folder):
     assert sweep.trials[0].run.endswith("sweep/trials/trial-000")
     assert sweep.how.startswith("search random, scheduler asha (grace epochs 2, reduction factor")
     assert sweep.how.endswith("num samples 4, seed 0")
-    assert is_sweep(folder)
 
 
 def test_the_page_is_written_into_the_sweep_and_says_how_far_it_is(folder):
@@ -76,10 +74,10 @@ def test_a_sweep_without_any_score_has_a_page(tmp_path):
 
 
 def test_a_folder_that_is_no_sweep_is_an_error_in_words(folder, tmp_path):
-    with pytest.raises(RunError, match=r"is no sweep .* name a folder that raysrec.tune has written"):
+    with pytest.raises(SweepError, match=r"is no sweep, .* name a folder that raysrec.tune has written"):
         write_sweep_page(tmp_path)
     (folder / "trials.jsonl").write_text('{"name": "trial-000"}\n')
-    with pytest.raises(RunError, match=r"sweep: its sweep\.yaml or trials\.jsonl does not read as a sweep's: KeyError"):
+    with pytest.raises(SweepError, match=r"trials\.jsonl: is no record of trials .*restore it"):
         read_sweep(folder)
 
 

@@ -21,8 +21,7 @@ from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import validate
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch, History
-from raysrec.models import build_model
-from raysrec.objective import Objective, choose_loss
+from raysrec.objective import build_objective
 from raysrec.saving import Saved, Saver
 
 OWNER = "benchmark"
@@ -40,10 +39,9 @@ def settings(dim: int) -> dict[str, Any]:
 def build(items: int, dim: int) -> Engine:
     """An engine with a large item table."""
     config = validate(settings(dim))
-    model = build_model(config.model, items, 1)
-    loss = choose_loss(config.loss, model, device="cpu")
-    counts = torch.ones(items + 1, dtype=torch.long)
-    return build_engine(Objective(model, loss.config, item_counts=counts), config, torch.device("cpu"))
+    counts, cpu = torch.ones(items + 1, dtype=torch.long), torch.device("cpu")
+    objective, _ = build_objective(config, num_users=1, item_counts=counts, device=cpu)
+    return build_engine(objective, config, cpu)
 
 
 def batch(items: int, targets: int, seed: int) -> Batch:

@@ -29,8 +29,7 @@ from raysrec.data.reading import Reader, read_directly
 from raysrec.engine import build_engine
 from raysrec.history import Batch
 from raysrec.losses import softmax_loss
-from raysrec.models import build_model
-from raysrec.objective import Objective, choose_loss
+from raysrec.objective import Objective, build_objective
 from raysrec.optimizers import build_optimizers, set_learning_rate
 from raysrec.plan import plan
 from raysrec.prepare import prepare
@@ -47,10 +46,10 @@ def measure(config: RunConfig, prepared: str, how: str, steps: int, worker: int,
     torch.set_num_threads(threads_per_worker(config.scale))
     torch.manual_seed(config.train.seed)
     data = PreparedData.open(prepared)
-    model = build_model(config.model, data.manifest.num_items, data.manifest.num_users)
-    loss = choose_loss(config.loss, model, device="cpu").config
-    reads_last = config.train.supervision == "last_position"
-    objective = Objective(model, loss, reads_last=reads_last, item_counts=torch.from_numpy(data.train_counts()))
+    counts = torch.from_numpy(data.train_counts())
+    objective, _ = build_objective(
+        config, num_users=data.manifest.num_users, item_counts=counts, device=torch.device("cpu")
+    )
     reader = read_with_ray if how.startswith("ray") else read_directly
     source = Prefetched(_endless(data, config, reader, worker, num_workers))
     ready = iter(source)

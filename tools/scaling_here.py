@@ -31,8 +31,8 @@ from raysrec.data.loader import epoch_steps
 from raysrec.data.reading import read_directly
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch
-from raysrec.models import SequenceModel, build_model
-from raysrec.objective import Objective, choose_loss
+from raysrec.models import SequenceModel
+from raysrec.objective import build_objective
 from raysrec.optimizers import build_optimizers
 from raysrec.runtime import tune_allocator
 
@@ -93,11 +93,9 @@ def exchanged_values(engine: Engine, batches: list[Batch]) -> dict[str, int]:
 def engine_for(config: RunConfig, data: PreparedData) -> tuple[Engine, SequenceModel]:
     """A fresh engine on this CPU."""
     torch.manual_seed(config.train.seed)
-    model = build_model(config.model, data.manifest.num_items, data.manifest.num_users)
-    loss = choose_loss(config.loss, model, device="cpu").config
-    reads_last = config.train.supervision == "last_position"
-    objective = Objective(model, loss, reads_last=reads_last, item_counts=torch.from_numpy(data.train_counts()))
-    return build_engine(objective, config, torch.device("cpu")), model
+    counts, cpu = torch.from_numpy(data.train_counts()), torch.device("cpu")
+    objective, _ = build_objective(config, num_users=data.manifest.num_users, item_counts=counts, device=cpu)
+    return build_engine(objective, config, cpu), objective.model
 
 
 def steps_of(data: PreparedData, config: RunConfig, worker: int, num_workers: int) -> Iterator[list[Batch]]:

@@ -19,7 +19,7 @@ def write_sweep_page(path: AnyPath, to: AnyPath | None = None) -> Place:
     """Write the page of the sweep in this folder, into it if no other place is named; the page's place.
 
     Raises:
-        RunError: It is no sweep.
+        SweepError: It is no sweep.
         PlaceError: A store fails.
     """
     place = Place.of(to) if to else Place.of(path) / PAGE

@@ -1,14 +1,11 @@
 """What a sweep tried, as a page of it needs to know: one record per trial, and nothing of how it was run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from raysrec.place import AnyPath, Place
-from raysrec.run_directory import RunError
+from raysrec.sweep import SweepDirectory, TrialRecord
 
 GOES_ON = ("waiting", "running", "interrupted")
 """States of trials that are not over."""
@@ -96,53 +93,30 @@ def read_sweep(path: AnyPath) -> Sweep:
     """The sweep that lies in a folder, as far as it has come.
 
     Raises:
-        RunError: It is no sweep, or its records do not read as such.
+        SweepError: It is no sweep, or its records do not read as such.
         PlaceError: A store fails.
     """
-    place = Place.of(path).absolute()
-    try:
-        content = yaml.safe_load((place / "sweep.yaml").read_text())
-        settings = content["sweep"]
-        trials = [_trial(json.loads(line), place) for line in _text(place / "trials.jsonl").splitlines()]
-        best = _text(place / "best.yaml")
-        return Sweep(
-            name=place.name,
-            metric=str(settings["metric"] or content["config"]["evaluate"]["metric"]),
-            trials=trials,
-            finished=bool(best) and not any(trial.state in GOES_ON for trial in trials),
-            how=_how(settings),
-            best_config=best,
-        )
-    except FileNotFoundError as error:
-        raise RunError(f"{place}: is no sweep ({error}); name a folder that raysrec.tune has written") from None
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RunError(f"{place}: its sweep.yaml or trials.jsonl does not read as a sweep's: {reason}") from None
+    directory = SweepDirectory.open(Place.of(path).absolute())
+    settings, trials = directory.settings, directory.trials
+    best = directory.best_file.read_text() if directory.best_file.is_file() else ""
+    return Sweep(
+        name=directory.path.name,
+        metric=settings.metric or directory.config.evaluate.metric,
+        trials=[_trial(record, directory) for record in trials],
+        finished=bool(best) and not any(trial.state in GOES_ON for trial in trials),
+        how=_how(settings.model_dump(mode="json")),
+        best_config=best,
+    )
 
 
-def _text(file: Place) -> str:
-    """What stands in a file; nothing if it is not there yet."""
-    try:
-        return file.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def is_sweep(path: AnyPath) -> bool:
-    """Is this the folder of a sweep (and not of a run)?"""
-    return (Place.of(path) / "sweep.yaml").is_file()
-
-
-def _trial(record: dict[str, Any], sweep: Place) -> Trial:
-    curve = (Point(int(epoch), float(seconds), float(score)) for epoch, score, seconds in record["curve"])
-    name = str(record["name"])
+def _trial(record: TrialRecord, directory: SweepDirectory) -> Trial:
     return Trial(
-        name=name,
-        parameters=dict(record["parameters"]),
-        state=str(record["state"]),
-        curve=tuple(curve),
-        run=str(sweep / "trials" / name),
-        note=str(record.get("why") or ""),
+        name=record.name,
+        parameters=record.parameters,
+        state=record.state,
+        curve=tuple(Point(epoch, seconds, score) for epoch, score, seconds in record.curve),
+        run=str(directory.run(record).path),
+        note=record.why,
     )
 
 
