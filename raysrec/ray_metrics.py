@@ -6,6 +6,7 @@ The driver hears all of them from its workers, so it alone gives them out, and w
 
 import sys
 import threading
+import warnings
 from typing import Any
 
 from raysrec.mailbox import Event
@@ -98,4 +99,6 @@ class RayMetrics:
 def _trial() -> str:
     """The trial that Ray Tune runs in this process; empty if it runs none."""
     tune = sys.modules.get("ray.tune")
-    return str((tune and tune.get_context().get_trial_id()) or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is none
+        return str((tune and tune.get_context().get_trial_id()) or "")

@@ -11,9 +11,12 @@ stamp=.venv/installed-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -
 if [ ! -e "$stamp" ]; then
   echo "setting up .venv (about a minute)" >&2
   "$python" -m venv --clear .venv
+  # pip would compile all modules on one core, one after the other; some that nobody imports cannot be.
+  install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
   # torch first: a later step that looked for it by itself could pick another build.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+  "${install[@]}" "$(grep '^torch==' constraints.txt)"
+  "${install[@]}" --constraint constraints.txt --editable '.[dev]'
+  .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
   touch "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
