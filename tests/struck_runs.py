@@ -1,6 +1,6 @@
 """A real Ray of several nodes on which workers die, stall and are asked to leave, and nodes go: nothing is lost.
 
-It takes some fifteen minutes on two cores, too long for every check:
+It takes some ten minutes on two cores, too long for every check:
 
     python -m pytest tests/struck_runs.py
 """

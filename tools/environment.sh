@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
 }
 stamp=.venv/installed-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
-  echo "setting up .venv (about a minute)" >&2
+  echo "setting up .venv (one to three minutes)" >&2
   "$python" -m venv --clear .venv
   # pip would compile all modules on one core, one after the other; some that nobody imports cannot be.
   install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
