@@ -51,9 +51,6 @@ if sys.platform == "linux":
     # Workers would exchange gradients over the address that this machine's name stands for.
     LOCAL_SETTINGS["GLOO_SOCKET_IFNAME"] = "lo"
 
-NO_DASHBOARD = "RAYSREC_RAY_HAS_NO_DASHBOARD"
-"""Set in every process of a Ray that was started here, trials of a sweep included, which else look like a cluster's."""
-
 REACH_S = 10.0
 """Seconds in which a cluster's address must answer; Ray itself would try for minutes, and then say a page."""
 
@@ -124,8 +121,6 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         # After the import, which sets the level itself.
         importlib.import_module(f"ray.{library}")
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
-    if local:
-        os.environ[NO_DASHBOARD] = "1"
     with _start_in_words(local=local):
         ray.init(
             **_start_arguments(scale, local=local, cpus=cpus),
@@ -139,7 +134,6 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
-        os.environ.pop(NO_DASHBOARD, None)
 
 
 @contextmanager

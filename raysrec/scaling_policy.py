@@ -6,7 +6,6 @@ learned since the last checkpoint whenever a node comes. Here reading has its ro
 workers save before their number changes.
 """
 
-import os
 import time
 from typing import Any
 
@@ -25,7 +24,7 @@ from raysrec.leaving import regroup
 from raysrec.mailbox import now
 from raysrec.placement import data_bundles, lacking, most_workers, worker_bundle
 from raysrec.resources import SAY_EVERY_S, free_machines, give_back, machines
-from raysrec.runtime import NO_DASHBOARD, in_cluster
+from raysrec.runtime import in_cluster
 
 READING_ASKED_FOR_S = 180.0
 """Seconds for which an autoscaler is asked for room to read; asked for again while it is needed."""
@@ -50,10 +49,11 @@ class Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
-        if in_cluster() and NO_DASHBOARD not in os.environ:
+        if in_cluster():
             return callbacks
         # It frees the workers' room should the controller die, which here ends with everything else, and it asks a
-        # dashboard that is not there: every training would end by waiting for it, 12 s.
+        # dashboard that is not there: every training would end by waiting for it, 12 s. (A sweep outlives a trial whose
+        # controller was killed, and its trials count as in a cluster: without it the next one waits for ever.)
         return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:

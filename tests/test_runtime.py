@@ -9,7 +9,6 @@ from raysrec import runtime
 from raysrec.config import ScaleConfig
 from raysrec.runtime import (
     LOCAL_SETTINGS,
-    NO_DASHBOARD,
     SETTINGS,
     SPARE_CPUS,
     apply_settings,
@@ -77,8 +76,6 @@ def test_a_submitted_job_is_in_a_cluster(environment, variables, expected):
 def test_a_local_ray_has_room_for_the_workers_and_ends_with_the_block(environment, ray):
     with ray_session(ScaleConfig(workers=3)):
         (started,) = ray.calls
-        assert NO_DASHBOARD in environment
-    assert NO_DASHBOARD not in environment
     assert started["num_cpus"] == 3 + SPARE_CPUS
     assert started["include_dashboard"] is False
     # Its processes have the settings from this one.
