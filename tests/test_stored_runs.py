@@ -154,14 +154,14 @@ def test_a_store_that_fails_while_training_ends_it_with_one_clear_error(s3, prox
     storage = {"storage": {"root": f"{s3}/runs{query}"}, "data": {"prepared": f"{s3}/prepared{query}"}}
     one = machine(overlay(overlay(SETTINGS, storage), {"train": {"epochs": 2}, "scale": {"max_failures": 0}}))
     assert say(one, "--config", "run.yaml", verb="prepare").returncode == 0
-    part = "state-0-of-2.safetensors"
-    proxy.faults.append(Fault(10_000, method="PUT", key=part, status=503))
-    done = say(one, "--config", "run.yaml")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert part in last
-    assert "the store failed, 3 times; run this again when it is well" in last
-    proxy.faults.clear()
+    for part, method in (("part-00000.parquet", "GET"), ("state-0-of-2.safetensors", "PUT")):
+        proxy.faults.append(Fault(10_000, method=method, key=part, status=503))
+        done = say(one, "--config", "run.yaml")
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert part in last
+        assert "the store failed, 3 times; run this again when it is well" in last
+        proxy.faults.clear()
     # What failed to be saved is no checkpoint, and nothing is left that looks like one.
     assert Checkpoints(f"{s3}/runs/synthetic-recgrela/checkpoints").last_record() is None

@@ -105,7 +105,8 @@ def test_validated_beside_its_workers_a_run_ends_the_same(undisturbed, folder):
     assert record["splits"] == expected["splits"]
 
 
-@pytest.mark.parametrize(("workers", "exclude_seen"), [(1, False), (2, True), (3, True)])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("exclude_seen", [False, True])
 def test_ranks_do_not_depend_on_the_number_of_workers(undisturbed, folder, workers, exclude_seen):
     config = configure(folder, "undisturbed", scale__workers=workers, evaluate__exclude_seen=exclude_seen)
     data = prepare(config.data)
@@ -174,8 +175,12 @@ def test_fresh_starts_over_and_removes_nothing_but_a_run(undisturbed, folder):
     settings = {"model": {"name": "popularity"}, "train": {"epochs": 1}}
     again = train(of_another_model(folder, "fresh", settings), fresh=True)
     assert len(events(again, "validation")) == 1
-    scores = json.loads(again.metrics_file.read_text())["splits"]["test"]
+    record = json.loads(again.metrics_file.read_text())
+    scores = record["splits"]["test"]
+    assert scores["users"] == 401
     assert scores["model"]["ndcg@10"] == scores["popularity"]["ndcg@10"]
+    assert record["training"]["loss"] == "softmax"
+    assert type(again.load_model()).__name__ == "Popularity"
     assert json.loads((again.path / "provenance.json").read_text())["started_at"] >= started_at
     (folder / "runs" / "mine").mkdir()
     with pytest.raises(RunError, match=r"is no run, it has no config\.yaml"):
@@ -218,6 +223,7 @@ def test_a_temporal_split_is_trained_validated_and_ranked_on_any_number_of_worke
         ranked = first.filter(pc.equal(first["split"], name))["user"].to_pylist()
         assert len(set(ranked)) == len(ranked) == manifest.num_ranked(name) < manifest.num_users // 2
         assert json.loads(run.metrics_file.read_text())["splits"][name]["users"] == len(ranked)
+    assert json.loads(run.metrics_file.read_text())["training"]["loss"] == "softmax"
     assert type(run.load_model()).__name__ == "Caser"
     evaluate(run, data, of_another_model(folder, "temporal", overlay(settings, {"scale": {"workers": 3}})))
     assert pq.read_table(run.ranks_file).equals(first)

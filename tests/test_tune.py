@@ -50,15 +50,15 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_tria
         "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
         "data": {"prepared": str(tmp_path / "data")},
     }
-    settings = overlay(overlay(SETTINGS, places), {"train": {"epochs": 6}})
+    settings = overlay(overlay(SETTINGS, places), {"train": {"epochs": 12}})
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SWEEP))
     command = [sys.executable, "-m", "raysrec.tune", "--config", str(tmp_path / "base.yaml"), "--sweep"]
     command.append(str(tmp_path / "search.yaml"))
     directory = SweepDirectory(tmp_path / "runs" / "sweep")
     runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(2)]
-    shown = {"env": environment(), "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-    shown["start_new_session"] = True
+    env = {**environment(), "RAY_metrics_report_interval_ms": "1000"}  # within a trial's life on a fast machine too
+    shown = {"env": env, "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
 
     def reaches(number, epoch):
         """Is this trial trained, and has it been validated so often in this start of the sweep?"""
@@ -67,8 +67,8 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_tria
 
     process = subprocess.Popen(command, **shown)
     until(lambda: reaches(0, 1), process, within_s=400)
-    until(lambda: labels_of("ray_raysrec_epoch"), process)
-    (labels,) = labels_of("ray_raysrec_epoch")
+    until(lambda: labels_of("ray_raysrec_restarts"), process)  # said before the first step
+    (labels,) = labels_of("ray_raysrec_restarts")
     assert labels["run"] == "trial-000"
     assert labels["trial"]
     process.send_signal(signal.SIGTERM)
@@ -112,7 +112,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_tria
     assert again.stdout == done.stdout
     refused = subprocess.run([*command, "train.epochs=5"], **shown, timeout=100)
     assert refused.returncode == 2
-    assert "holds another sweep: config.train.epochs was 6 and is now 5" in refused.stderr
+    assert "holds another sweep: config.train.epochs was 12 and is now 5" in refused.stderr
 
 
 class Never:

@@ -101,7 +101,7 @@ def read_sweep(path: AnyPath) -> Sweep:
     best = directory.best_file.read_text() if directory.best_file.is_file() else ""
     return Sweep(
         name=directory.path.name,
-        metric=settings.metric or directory.config.evaluate.metric,
+        metric=settings.metric,
         trials=[_trial(record, directory) for record in trials],
         finished=bool(best) and not any(trial.state in GOES_ON for trial in trials),
         how=_how(settings.model_dump(mode="json")),
