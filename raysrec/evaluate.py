@@ -21,7 +21,7 @@ from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
-from raysrec.data.loader import held_out
+from raysrec.data.loader import held_out, positions_per_target
 from raysrec.data.reading import read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
@@ -75,7 +75,8 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
 
 def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
     """Rank the held-out items by the best weights and write the scores, with which the run is finished."""
-    use_gpu = wants_gpu(config.scale)
+    positions, device = positions_per_target(data.manifest, config), "cuda" if wants_gpu(config.scale) else "cpu"
+    loss = choose_loss(config.loss, run.load_model(), positions_per_target=positions, device=device)
     splits = evaluate(run, data, config)
     record = {
         "data": config.data.name,
@@ -85,7 +86,7 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
         "evaluate": config.evaluate.model_dump(mode="json"),
         "training": {
             "supervision": config.train.supervision,
-            "loss": choose_loss(config.loss, run.load_model(), device="cuda" if use_gpu else "cpu").config.name,
+            "loss": loss.config.name,
             "workers": config.scale.max_workers,
             "epochs": state.epoch,
             "steps": state.step,

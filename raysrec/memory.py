@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
+from raysrec.data.loader import positions_per_target
 from raysrec.history import History
 from raysrec.losses import chunk_sizes
 from raysrec.models import SequenceModel, build_model
@@ -84,7 +85,11 @@ def estimate(
             Part("the copy that is validated, and the best", 2 * weights, ("model.dim",)),
             Part("the checkpoint while it is saved", 3 * weights // shares[2], ("model.dim",)),
             Part("activations", int(activation_bytes(model, config.model.max_length) * tokens), micro_batch),
-            Part("loss", _loss_bytes(config, model, tokens, on_gpu), ("train.batch_targets", "loss.negatives")),
+            Part(
+                "loss",
+                _loss_bytes(config, data, model, tokens, on_gpu=on_gpu),
+                ("train.batch_targets", "loss.negatives"),
+            ),
             Part("histories that wait", waiting * SHUFFLED_BYTES, ("data.shuffle_interactions",)),
             Part("the process", PROCESS_BYTES),
         )
@@ -130,8 +135,9 @@ def _tokens_of_a_step(config: RunConfig, data: PreparedData) -> int:
     return max(length, -(-config.train.batch_targets // config.scale.min_workers) * per_target)
 
 
-def _loss_bytes(config: RunConfig, model: SequenceModel, tokens: int, on_gpu: bool) -> int:
-    chosen = choose_loss(config.loss, model, device="cuda" if on_gpu else "cpu").config
+def _loss_bytes(config: RunConfig, data: PreparedData, model: SequenceModel, tokens: int, *, on_gpu: bool) -> int:
+    positions, device = positions_per_target(data.manifest, config), "cuda" if on_gpu else "cpu"
+    chosen = choose_loss(config.loss, model, positions_per_target=positions, device=device).config
     num_items, dim = len(model.item_vectors()) - 1, model.item_vectors().shape[1]
     targets = min(tokens, -(-config.train.batch_targets // config.scale.min_workers))
     if chosen.name == "softmax":

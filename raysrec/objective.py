@@ -3,6 +3,7 @@
 The loss and the item table are used inside `forward`, where ZeRO-3 has gathered the parameters.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,27 @@ from raysrec.models import SequenceModel, build_model
 from raysrec.negatives import ItemDistribution, Negatives, in_batch, popularity, uniform
 
 EXACT_COSTS_AT_MOST = {"cpu": 16, "cuda": 160}
-"""`auto` takes the exact softmax while scoring one state against the catalogue costs at most so many times what
-encoding it does, in multiplications. The GPU's is an estimate: products of that shape should run it at its full speed,
+"""`auto` takes the exact softmax while scoring one state against the catalogue costs at most so many times what is
+encoded for it, in multiplications. The GPU's is an estimate: products of that shape should run it at its full speed,
 which encoders do not."""
 
 SMALLEST_ENCODER = 100_000
 """Parameters that an encoder counts for at least: below, a step is other work than its products."""
 
 USUAL_NEGATIVES = {"softmax": 0, "sampled_softmax": 4096, "gbce": 256, "bce": 1, "bpr": 1}
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What an objective must know of the data before the first batch."""
+
+    item_counts: Int[Tensor, " V"]
+    """How often each item occurs in training, by its number; 0 is padding."""
+    num_users: int
+    """Users that may have vectors of their own."""
+    positions_per_target: float = 1.0
+    """How many positions are encoded for each target: 1 where every position has one, a whole prefix where only the
+    last one has."""
 
 
 class ChosenLoss(NamedTuple):
@@ -33,12 +47,13 @@ class ChosenLoss(NamedTuple):
     reason: str
 
 
-def choose_loss(config: LossConfig, model: SequenceModel, *, device: str) -> ChosenLoss:
+def choose_loss(config: LossConfig, model: SequenceModel, *, positions_per_target: float, device: str) -> ChosenLoss:
     """Settle what the configuration leaves open: `auto`, and the usual number of negatives.
 
     Args:
         config: As asked for.
         model: What is trained.
+        positions_per_target: How many positions are encoded for each target.
         device: Type of the device it is trained on, `cpu` or `cuda`.
 
     Raises:
@@ -49,11 +64,13 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, device: str) -> Cho
     if name == "auto":
         tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
         encoder = sum(p.numel() for p in model.parameters() if id(p) not in tables)
-        ratio = num_items * dim / max(encoder, SMALLEST_ENCODER)
+        encoded = positions_per_target if model.reads_items else 1.0
+        ratio = num_items * dim / (encoded * max(encoder, SMALLEST_ENCODER))
         limit = EXACT_COSTS_AT_MOST.get(device, EXACT_COSTS_AT_MOST["cuda"])
         name = "softmax" if ratio <= limit else "sampled_softmax"
         reason = (
-            f"scoring {num_items:,} items costs {ratio:.1f} times the encoder; exact up to {limit} times on {device}"
+            f"scoring {num_items:,} items costs {ratio:.1f} times encoding a target's {encoded:,.1f} positions; "
+            f"exact up to {limit} times on {device}"
         )
     if config.negatives > num_items:
         raise ValueError(f"loss.negatives={config.negatives} exceeds the {num_items} items there are; lower it")
@@ -137,22 +154,19 @@ class Objective(nn.Module):
         return self._distribution
 
 
-def build_objective(
-    config: RunConfig, *, num_users: int, item_counts: Int[Tensor, " V"], device: torch.device
-) -> tuple[Objective, ChosenLoss]:
+def build_objective(config: RunConfig, facts: DataFacts, device: torch.device) -> tuple[Objective, ChosenLoss]:
     """The model of a run with fresh weights, under its loss, on its device; and which loss that is.
 
     Args:
         config: The run.
-        num_users: Users that may have vectors of their own.
-        item_counts: How often each item occurs in training, by its number; 0 is padding.
+        facts: Of the data that it learns from.
         device: Where it is trained.
     """
-    model = build_model(config.model, len(item_counts) - 1, num_users)
-    model.set_item_counts(item_counts)
-    loss = choose_loss(config.loss, model, device=device.type)
+    model = build_model(config.model, len(facts.item_counts) - 1, facts.num_users)
+    model.set_item_counts(facts.item_counts)
+    loss = choose_loss(config.loss, model, positions_per_target=facts.positions_per_target, device=device.type)
     reads_last = config.train.supervision == "last_position"
-    return Objective(model, loss.config, reads_last=reads_last, item_counts=item_counts).to(device), loss
+    return Objective(model, loss.config, reads_last=reads_last, item_counts=facts.item_counts).to(device), loss
 
 
 class _Learned(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 from raysrec.config import RunConfig, ScaleConfig
-from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import targets_per_epoch
+from raysrec.data.catalog import Manifest, PreparedData
+from raysrec.data.loader import positions_per_target, targets_per_epoch
 from raysrec.losses import chunk_sizes
 from raysrec.memory import estimate
 from raysrec.models import SequenceModel, build_model
@@ -57,7 +57,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
         model = build_model(config.model, num_items, data.manifest.num_users)
         parameters = sum(p.numel() for p in model.parameters())
         yield "model", f"{config.model.name}, {parameters:,} parameters, {'causal' if model.causal else 'not causal'}"
-        yield "loss", _loss(config, model, num_items, device)
+        yield "loss", _loss(config, model, data.manifest, device)
         yield "memory", str(estimate(config, data, model, on_gpu=use_gpu))
     else:
         yield "model", config.model.name
@@ -78,8 +78,9 @@ def _workers(scale: ScaleConfig) -> str:
     return f"{most}" if least == most else f"{least} to {most}"
 
 
-def _loss(config: RunConfig, model: SequenceModel, num_items: int, device: str) -> str:
-    chosen, reason = choose_loss(config.loss, model, device=device)
+def _loss(config: RunConfig, model: SequenceModel, manifest: Manifest, device: str) -> str:
+    positions, num_items = positions_per_target(manifest, config), manifest.num_items
+    chosen, reason = choose_loss(config.loss, model, positions_per_target=positions, device=device)
     if chosen.name != "softmax":
         in_batch = chosen.sampling == "in_batch"
         drawn = (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import Prefetched, epoch_steps, targets_per_epoch
+from raysrec.data.loader import Prefetched, epoch_steps, facts_of, targets_per_epoch
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import Reader
 from raysrec.engine import (
@@ -149,8 +149,7 @@ class Training:
         self._worker, self._num_workers = worker, num_workers
         self._num_targets = num_targets
         torch.manual_seed(config.train.seed)
-        item_counts = torch.from_numpy(data.train_counts())
-        objective, loss = build_objective(config, num_users=manifest.num_users, item_counts=item_counts, device=device)
+        objective, loss = build_objective(config, facts_of(data, config), device)
         replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
         self._validation = Validation(
             replica, data, config, read, worker=worker, num_workers=num_workers, beside=beside

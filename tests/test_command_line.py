@@ -249,6 +249,16 @@ def test_keys_of_another_model_are_refused_with_its_name():
             "loss.sampling=in_batch goes with loss.name=sampled_softmax, not with bce",
         ),
         (
+            ["loss.negatives=50"],
+            "loss.negatives=50 says how to sample, but loss.name=auto may take the exact softmax, which samples "
+            "nothing; set loss.name=sampled_softmax (or bce, gbce, bpr), or drop it",
+        ),
+        (
+            ["loss.sampling=in_batch"],
+            "loss.sampling=in_batch says how to sample, but loss.name=auto may take the exact softmax, which samples "
+            "nothing; set loss.name=sampled_softmax (or bce, gbce, bpr), or drop it",
+        ),
+        (
             ["loss.name=softmax", "loss.exclude_history=true"],
             "loss.exclude_history is for negatives of one target, but loss.name=softmax shares its negatives or "
             "has none; drop it or take bce, gbce or bpr",

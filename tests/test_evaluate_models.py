@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raysrec.config import RunConfig
-from raysrec.data.loader import epoch_steps
+from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly
 from raysrec.evaluate import rank_tables, validation_sums
 from raysrec.models import MODELS, build_model
@@ -30,8 +30,7 @@ def test_a_model_is_trained_validated_and_ranked(synthetic, name):
         }
     )
     data = prepare(config.data)
-    counts, cpu = torch.from_numpy(data.train_counts()), torch.device("cpu")
-    objective, _ = build_objective(config, num_users=data.manifest.num_users, item_counts=counts, device=cpu)
+    objective, _ = build_objective(config, facts_of(data, config), torch.device("cpu"))
     model = objective.model
     (step, *_) = epoch_steps(data, config, read_directly, epoch=0, worker=0, num_workers=1)
     total = sum(objective(batch) for batch in step)

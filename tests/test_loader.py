@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from raysrec.config import RunConfig
-from raysrec.data.loader import Prefetched, epoch_steps, held_out, targets_per_epoch
+from raysrec.data.loader import Prefetched, epoch_steps, held_out, positions_per_target, targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.prepare import prepare
 
@@ -124,6 +124,16 @@ def test_an_epoch_has_as_many_targets_as_it_is_said_to_have(data, config, way):
     found = sum(target != 0 for _, _, targets in rows for target in targets)
     tolerance = 0.1 if way.get("supervision") == "cloze" else 0.0  # which draws them
     assert found == pytest.approx(targets_per_epoch(data, config), rel=tolerance)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_encoded_for_a_target_is_about_what_a_typical_history_says(data, config, way):
+    config = config.model_copy(update={"train": config.train.model_copy(update=way)})
+    steps = list(epoch_steps(data, config, read_directly, epoch=0, worker=0, num_workers=1))
+    batches = [batch for step in steps for batch in step]
+    encoded = sum(int(batch.history.lengths.sum()) for batch in batches)
+    found = encoded / sum(batch.num_targets() for batch in batches)
+    assert positions_per_target(data.manifest, config) == pytest.approx(found, rel=0.35)
 
 
 @pytest.mark.parametrize("way", WAYS)

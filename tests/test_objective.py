@@ -87,23 +87,39 @@ def test_popular_negatives_need_to_know_what_is_popular(model):
 
 
 @pytest.mark.parametrize(
-    ("num_items", "device", "expected"),
-    [(3_416, "cpu", "softmax"), (180_000, "cpu", "sampled_softmax"), (180_000, "cuda", "softmax")],
+    ("num_items", "positions", "device", "expected"),
+    [
+        (3_416, 1.0, "cpu", "softmax"),
+        (180_000, 1.0, "cpu", "sampled_softmax"),
+        (180_000, 1.0, "cuda", "softmax"),
+        (180_000, 98.5, "cpu", "softmax"),  # one target per prefix
+        (180_000, 2.5, "cpu", "sampled_softmax"),
+    ],
 )
-def test_auto_is_exact_while_the_catalogue_costs_little(num_items, device, expected):
+def test_auto_is_exact_while_the_catalogue_costs_little(num_items, positions, device, expected):
     model = build_model(MODELS["recgrela"].Config(name="recgrela"), num_items)
-    chosen = choose_loss(LossConfig(), model, device=device)
+    chosen = choose_loss(LossConfig(), model, positions_per_target=positions, device=device)
     assert chosen.config.name == expected
-    ratio = num_items * 64 / (sum(p.numel() for p in model.parameters()) - 64 * (num_items + 1))
-    assert f"scoring {num_items:,} items costs {ratio:.1f} times the encoder" in chosen.reason
+    encoder = sum(p.numel() for p in model.parameters()) - 64 * (num_items + 1)
+    said = f"costs {num_items * 64 / encoder / positions:.1f} times encoding a target's {positions:.1f} positions"
+    assert said in chosen.reason
+
+
+def test_what_a_target_encodes_counts_only_where_items_are_read():
+    popularity = build_model(MODELS["popularity"].Config(name="popularity"), 180_000)
+    few, many = (choose_loss(LossConfig(), popularity, positions_per_target=n, device="cpu") for n in (1.0, 99.0))
+    assert few == many
 
 
 def test_what_was_asked_for_is_taken():
     model = build_model(CONFIG, 5_000)
-    assert choose_loss(LossConfig(name="gbce"), model, device="cpu").config.negatives == 256
-    assert choose_loss(LossConfig(name="sampled_softmax"), model, device="cpu").config.negatives == 4_096
+    assert choose_loss(LossConfig(name="gbce"), model, positions_per_target=1.0, device="cpu").config.negatives == 256
+    assert (
+        choose_loss(LossConfig(name="sampled_softmax"), model, positions_per_target=1.0, device="cpu").config.negatives
+        == 4_096
+    )
     asked = LossConfig(name="bpr", negatives=7)
-    assert choose_loss(asked, model, device="cpu") == (asked, "as configured")
+    assert choose_loss(asked, model, positions_per_target=1.0, device="cpu") == (asked, "as configured")
 
 
 def test_draws_go_with_the_batch_and_not_with_the_worker(model, batch):
@@ -116,10 +132,10 @@ def test_draws_go_with_the_batch_and_not_with_the_worker(model, batch):
 
 def test_more_negatives_than_items_are_refused(model):
     with pytest.raises(ValueError, match=r"loss\.negatives=31 exceeds the 30 items there are"):
-        choose_loss(LossConfig(name="bce", negatives=31), model, device="cpu")
+        choose_loss(LossConfig(name="bce", negatives=31), model, positions_per_target=1.0, device="cpu")
 
 
 def test_vectors_of_users_are_no_encoder():
     caser = MODELS["caser"].Config(name="caser", max_length=10)
     model = build_model(caser, 30_000, num_users=20_000)
-    assert choose_loss(LossConfig(), model, device="cpu").config.name == "sampled_softmax"
+    assert choose_loss(LossConfig(), model, positions_per_target=1.0, device="cpu").config.name == "sampled_softmax"

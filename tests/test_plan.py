@@ -80,7 +80,7 @@ def test_a_plan_with_data_counts_parameters_and_the_memory_of_the_loss(configure
     assert found["loss"] == (
         f"softmax over {num_items} items in chunks of 64 x {num_items}: {4 * 64 * num_items / 1e6:.1f} MB beside "
         f"{4 * num_items * 16 / 1e6:.1f} MB of gradient "
-        f"(scoring {num_items} items costs 0.0 times the encoder; exact up to 16 times on cpu)"
+        f"(scoring {num_items} items costs 0.0 times encoding a target's 1.0 positions; exact up to 16 times on cpu)"
     )
 
 

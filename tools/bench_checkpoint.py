@@ -21,7 +21,7 @@ from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import validate
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch, History
-from raysrec.objective import build_objective
+from raysrec.objective import DataFacts, build_objective
 from raysrec.saving import Saved, Saver
 
 OWNER = "benchmark"
@@ -39,8 +39,8 @@ def settings(dim: int) -> dict[str, Any]:
 def build(items: int, dim: int) -> Engine:
     """An engine with a large item table."""
     config = validate(settings(dim))
-    counts, cpu = torch.ones(items + 1, dtype=torch.long), torch.device("cpu")
-    objective, _ = build_objective(config, num_users=1, item_counts=counts, device=cpu)
+    facts, cpu = DataFacts(torch.ones(items + 1, dtype=torch.long), num_users=1), torch.device("cpu")
+    objective, _ = build_objective(config, facts, cpu)
     return build_engine(objective, config, cpu)
 
 

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import Prefetched, epoch_steps
+from raysrec.data.loader import Prefetched, epoch_steps, facts_of
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import Reader, read_directly
 from raysrec.engine import build_engine
@@ -46,10 +46,7 @@ def measure(config: RunConfig, prepared: str, how: str, steps: int, worker: int,
     torch.set_num_threads(threads_per_worker(config.scale))
     torch.manual_seed(config.train.seed)
     data = PreparedData.open(prepared)
-    counts = torch.from_numpy(data.train_counts())
-    objective, _ = build_objective(
-        config, num_users=data.manifest.num_users, item_counts=counts, device=torch.device("cpu")
-    )
+    objective, _ = build_objective(config, facts_of(data, config), torch.device("cpu"))
     reader = read_with_ray if how.startswith("ray") else read_directly
     source = Prefetched(_endless(data, config, reader, worker, num_workers))
     ready = iter(source)

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
-from raysrec.data.loader import epoch_steps
+from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch
@@ -93,8 +93,8 @@ def exchanged_values(engine: Engine, batches: list[Batch]) -> dict[str, int]:
 def engine_for(config: RunConfig, data: PreparedData) -> tuple[Engine, SequenceModel]:
     """A fresh engine on this CPU."""
     torch.manual_seed(config.train.seed)
-    counts, cpu = torch.from_numpy(data.train_counts()), torch.device("cpu")
-    objective, _ = build_objective(config, num_users=data.manifest.num_users, item_counts=counts, device=cpu)
+    cpu = torch.device("cpu")
+    objective, _ = build_objective(config, facts_of(data, config), cpu)
     return build_engine(objective, config, cpu), objective.model
 
 

@@ -13,7 +13,8 @@ class LossConfig(Section):
     name: Literal["auto", "softmax", "sampled_softmax", "bce", "gbce", "bpr"] = "auto"
     """`softmax`: exact cross-entropy over the whole catalogue; `sampled_softmax`: over a sample of it, corrected for
     how likely each item was to be drawn; `bce`, `gbce`, `bpr`: the target against a few negatives. `auto` takes
-    `softmax` while the catalogue is short enough for it, and `sampled_softmax` beyond."""
+    `softmax` while the catalogue is short enough beside what is encoded for each target, and `sampled_softmax` beyond.
+    """
     negatives: CountOrZero = 0
     """Items drawn against each target; 0 takes 4,096 (shared by a micro-batch) for `sampled_softmax`, 256 for `gbce`, 1
     for `bce` and `bpr`. `in_batch` has the micro-batch's own targets instead."""
@@ -29,6 +30,12 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _what_is_drawn_is_used(self) -> "LossConfig":
+        for key in ("negatives", "sampling") if self.name == "auto" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"loss.{key}={getattr(self, key)} says how to sample, but loss.name=auto may take the exact "
+                    "softmax, which samples nothing; set loss.name=sampled_softmax (or bce, gbce, bpr), or drop it"
+                )
         unused = {
             "negatives": self.name == "softmax" or self.sampling == "in_batch",
             "sampling": self.name == "softmax",
@@ -41,7 +48,7 @@ class LossConfig(Section):
                     f"loss.{key}={getattr(self, key)} is not used with loss.name={self.name} and "
                     f"loss.sampling={self.sampling}; drop it"
                 )
-        if self.sampling == "in_batch" and self.name not in ("auto", "sampled_softmax"):
+        if self.sampling == "in_batch" and self.name != "sampled_softmax":
             raise ValueError(f"loss.sampling=in_batch goes with loss.name=sampled_softmax, not with {self.name}")
         if self.name == "gbce" and self.sampling != "uniform":
             raise ValueError(f"loss.name=gbce is calibrated for uniform draws, not for loss.sampling={self.sampling}")

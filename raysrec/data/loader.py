@@ -10,16 +10,18 @@ from itertools import islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from raysrec.config import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
-from raysrec.data.catalog import PreparedData
+from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.cloze import expected_targets
 from raysrec.data.order import deal_row_groups, pools, reading_order, streams_of_worker
 from raysrec.data.reading import Reader, read_directly
 from raysrec.data.splits import Positions, SplitRule
 from raysrec.data.windows import training_samples
 from raysrec.history import Batch
+from raysrec.objective import DataFacts
 
 STEPS_AHEAD = 16
 """Steps that are ready before they are asked for; a few megabytes."""
@@ -82,6 +84,31 @@ def targets_per_epoch(data: PreparedData, config: RunConfig) -> int:
         cloze = train.supervision == "cloze"
         total += float(expected_targets(rows.lengths, train.cloze).sum() if cloze else rows.num_targets.sum())
     return round(total)
+
+
+def facts_of(data: PreparedData, config: RunConfig) -> DataFacts:
+    """What a run's objective must know of its data."""
+    return DataFacts(
+        item_counts=torch.from_numpy(data.train_counts()),
+        num_users=data.manifest.num_users,
+        positions_per_target=positions_per_target(data.manifest, config),
+    )
+
+
+def positions_per_target(manifest: Manifest, config: RunConfig) -> float:
+    """How many positions are encoded for each target, in a history of the mean length; in truth it is rather more."""
+    cold = max(manifest.cold_validation_users, manifest.cold_test_users)
+    mean = max(1, round(manifest.num_targets / max(1, manifest.num_users - cold)))
+    samples = training_samples(
+        Positions(train=np.array([mean + 1]), held_out={}),
+        config.train,
+        max_length=config.model.max_length,
+        rng=np.random.default_rng(0),
+    )
+    rows = samples.take(np.arange(len(samples)))
+    cloze = config.train.supervision == "cloze"
+    targets = expected_targets(rows.lengths, config.train.cloze) if cloze else rows.num_targets
+    return float(rows.lengths.sum() / targets.sum())
 
 
 def held_out(tables: Iterable[pa.Table], rule: SplitRule, config: RunConfig, *, split: str) -> Iterator[HeldOut]:
