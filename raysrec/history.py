@@ -61,6 +61,9 @@ class Batch:
     """The item to learn at each position, the one that follows it or the one hidden there; 0 where there is none."""
     seed: int = 0
     """Of what a loss draws for this batch: with the batch, so that it does not depend on the worker that has it."""
+    seen: Int[Tensor, "E 2"] | None = None
+    """Pairs (user, item) of everything that these users have in training, also beyond their rows; None if not asked
+    for."""
 
     def num_targets(self) -> int:
         """How many positions have a target."""
@@ -68,14 +71,15 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(self.history.to(device), self.targets.to(device), self.seed)
+        seen = None if self.seen is None else self.seen.to(device)
+        return Batch(self.history.to(device), self.targets.to(device), self.seed, seen)
 
 
 def empty_batch() -> Batch:
     """A batch with nothing to learn, for a worker that must take part in a step although its data has ended."""
     one = torch.ones((1, 1), dtype=torch.long)
     history = History(items=one, times=torch.zeros_like(one), lengths=one[0], users=one[0])
-    return Batch(history, targets=torch.zeros_like(one))
+    return Batch(history, targets=torch.zeros_like(one), seen=one.new_empty(0, 2))
 
 
 def last_states(states: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:

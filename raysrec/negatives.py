@@ -9,7 +9,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _TOTAL = 2**40
@@ -55,7 +56,7 @@ class ItemDistribution:
         self,
         shape: tuple[int, ...],
         *,
-        exclude: Int[Tensor, "R L"] | None = None,
+        exclude: Int[Tensor, "E 2"] | None = None,
         rows: Int[Tensor, " P"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Negatives:
@@ -63,9 +64,9 @@ class ItemDistribution:
 
         Args:
             shape: (C,) for one sample that all targets share, or (P, C) for a sample each.
-            exclude: Item ids that a row never draws, in any order, 0 for none; what is left keeps its proportions.
-                A row that excludes everything draws 0. Needs a shape (P, C).
-            rows: Which row of `exclude` holds for each target; None if there is one row per target.
+            exclude: Pairs (row, item) in any order: what the targets of a row never draw; what is left keeps its
+                proportions. A row that excludes everything draws 0. Needs a shape (P, C).
+            rows: Of which row each target is, by any numbers, as of users; None if target i is of row i.
             generator: Where the randomness comes from; None takes torch's global one.
 
         Raises:
@@ -75,14 +76,14 @@ class ItemDistribution:
             left = self.cumulative[-1].expand(shape)
             items = self._at(self._positions(left, generator))
             return Negatives(items, self.log_probabilities(items), shape[-1])
-        rows = torch.arange(len(exclude), device=exclude.device) if rows is None else rows
+        rows = torch.arange(shape[0], device=exclude.device) if rows is None else rows
         if len(shape) != 2 or shape[0] != len(rows):
-            raise ValueError(f"a sample of shape {shape} has no row for each of {len(rows)} rows of exclusions")
-        holes = _Holes(self, exclude)
-        left = (self.total - holes.removed[rows, -1])[:, None]  # [P 1]
+            raise ValueError(f"a sample of shape {shape} has no row for each of {len(rows)} targets with exclusions")
+        holes = _Holes(self, exclude, rows)
+        left = (self.total - holes.removed)[:, None]  # [P 1]
         positions = self._positions(left.expand(shape), generator)
         nothing_left = left == 0
-        items = self._at(holes.widen(positions, rows)).masked_fill(nothing_left, 0)
+        items = self._at(holes.widen(positions)).masked_fill(nothing_left, 0)
         log_probabilities = self.weights[items].log() - left.log()
         return Negatives(items, log_probabilities.masked_fill(nothing_left, -torch.inf), shape[-1])
 
@@ -98,27 +99,32 @@ class ItemDistribution:
 
 
 class _Holes:
-    """The stretches of a distribution that each row leaves out."""
+    """The stretches of a distribution that each target leaves out."""
 
-    def __init__(self, distribution: ItemDistribution, exclude: Int[Tensor, "R L"]) -> None:
-        items = exclude.sort(dim=1).values
-        repeated = torch.zeros_like(items, dtype=torch.bool)
-        repeated[:, 1:] = items[:, 1:] == items[:, :-1]
-        removed = distribution.weights[items].masked_fill(repeated, 0).cumsum(1)
-        self.removed = torch.cat((removed.new_zeros(len(items), 1), removed), dim=1)  # [R L+1]
-        """Weight of a row's first 0..L exclusions."""
-        # One sorted line for all rows, so that one search does for all.
-        self.length = items.shape[1]
-        self.stride = distribution.total + 1
-        offsets = torch.arange(len(items), device=items.device)[:, None] * self.stride
-        self.starts = (distribution.cumulative[items] - removed + offsets).flatten()
+    def __init__(self, distribution: ItemDistribution, exclude: Int[Tensor, "E 2"], rows: Int[Tensor, " P"]) -> None:
+        # Rows are numbered anew, 0, 1, ..., so that all of them fit on one line, and one search does for all.
+        distinct, numbers = torch.cat((rows, exclude[:, 0])).unique(return_inverse=True)
+        width = len(distribution.weights)
+        holes = (numbers[len(rows) :] * width + exclude[:, 1]).unique()
+        row, item = holes // width, holes % width
+        self.weight_before = F.pad(distribution.weights[item].cumsum(0), (1, 0))
+        """Weight of the first 0..E holes."""
+        ends = torch.searchsorted(row, torch.arange(len(distinct), device=row.device), right=True)
+        end_of_row = self.weight_before[F.pad(ends, (1, 0))]
+        self.start, end = end_of_row[numbers[: len(rows)]], end_of_row[numbers[: len(rows)] + 1]
+        """Weight of the holes of all rows before each target's."""
+        self.removed = end - self.start
+        """Weight of each target's own holes."""
+        stride = distribution.total + 1
+        removed_within = self.weight_before[1:] - end_of_row[row]
+        self.left_below = distribution.cumulative[item] - removed_within + row * stride
         """How much is left below each hole."""
+        self.offsets = (numbers[: len(rows)] * stride)[:, None]
 
-    def widen(self, positions: Int[Tensor, "P C"], rows: Int[Tensor, " P"]) -> Int[Tensor, "P C"]:
-        """Positions among what is left of a row, as positions in the whole."""
-        row = rows[:, None]
-        below = torch.searchsorted(self.starts, positions + row * self.stride, right=True) - row * self.length
-        return positions + self.removed[row, below]
+    def widen(self, positions: Int[Tensor, "P C"]) -> Int[Tensor, "P C"]:
+        """Positions among what is left to a target, as positions in the whole."""
+        below = torch.searchsorted(self.left_below, positions + self.offsets, right=True)
+        return positions + self.weight_before[below] - self.start[:, None]
 
 
 def uniform(num_items: int) -> ItemDistribution:
@@ -147,7 +153,7 @@ def in_batch(
     targets: Int[Tensor, " P"],
     distribution: ItemDistribution,
     *,
-    exclude: Int[Tensor, "R L"] | None = None,
+    exclude: Int[Tensor, "E 2"] | None = None,
     rows: Int[Tensor, " P"] | None = None,
 ) -> Negatives:
     """The other targets of the batch as negatives: nothing is drawn, for the data's order has drawn them already.
@@ -155,23 +161,15 @@ def in_batch(
     Args:
         targets: The batch's targets; each is a draw for all others, so there are P - 1 draws for each.
         distribution: How often items are targets: `popularity(counts)`.
-        exclude: Item ids that are no negatives for a row, 0 for none. Each target then has a row of negatives of its
-            own, with 0 in the place of those.
-        rows: Which row of `exclude` holds for each target; None if there is one row per target.
+        exclude: Pairs (row, item) in any order: what is no negative for the targets of a row. Each target then has
+            negatives of its own, with 0 in the place of those.
+        rows: Of which row each target is; None if target i is of row i.
     """
     log_probabilities = distribution.log_probabilities(targets)
     draws = len(targets) - 1
     if exclude is None:
         return Negatives(targets, log_probabilities, draws)
-    rows = torch.arange(len(exclude), device=exclude.device) if rows is None else rows
-    hit = _are_among(targets, exclude, len(distribution.weights))[rows]
+    rows = torch.arange(len(targets), device=exclude.device) if rows is None else rows
+    width = len(distribution.weights)
+    hit = torch.isin(rows[:, None] * width + targets, exclude[:, 0] * width + exclude[:, 1])
     return Negatives(targets.expand_as(hit).masked_fill(hit, 0), log_probabilities.expand(hit.shape), draws)
-
-
-def _are_among(items: Int[Tensor, " C"], sets: Int[Tensor, "R L"], num_rows: int) -> Bool[Tensor, "R C"]:
-    """Which items occur in which set."""
-    offsets = torch.arange(len(sets), device=sets.device)[:, None] * num_rows
-    keys = (sets + offsets).flatten().sort().values
-    wanted = items + offsets
-    found = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-    return keys[found] == wanted

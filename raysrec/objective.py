@@ -145,8 +145,10 @@ class Objective(nn.Module):
         shape = (len(learned.targets), self.config.negatives)
         if not self.config.exclude_history:
             return distribution.draw(shape, generator=generator).items
-        exclude = torch.cat((batch.history.items.clamp_min(0), batch.targets), dim=1)
-        return distribution.draw(shape, exclude=exclude, rows=learned.rows, generator=generator).items
+        if batch.seen is None or batch.history.users is None:
+            raise ValueError("loss.exclude_history needs to know what a batch's users have in training (Batch.seen)")
+        users = batch.history.users[learned.rows]
+        return distribution.draw(shape, exclude=batch.seen, rows=users, generator=generator).items
 
     def _distribution_on(self, device: torch.device) -> ItemDistribution:
         if self._distribution.weights.device != device:

@@ -3,8 +3,9 @@ from itertools import pairwise, zip_longest
 
 import numpy as np
 import pytest
+import torch
 
-from raysrec.config import RunConfig
+from raysrec.config import LossConfig, RunConfig
 from raysrec.data.loader import Prefetched, epoch_steps, held_out, positions_per_target, targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.prepare import prepare
@@ -134,6 +135,24 @@ def test_what_is_encoded_for_a_target_is_about_what_a_typical_history_says(data,
     encoded = sum(int(batch.history.lengths.sum()) for batch in batches)
     found = encoded / sum(batch.num_targets() for batch in batches)
     assert positions_per_target(data.manifest, config) == pytest.approx(found, rel=0.35)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_users_have_in_training_goes_with_a_batch_and_changes_nothing_else(data, config, way):
+    config = config.model_copy(update={"train": config.train.model_copy(update=way)})
+    asking = config.model_copy(update={"loss": LossConfig(name="bce", exclude_history=True)})
+    trained = {user: sorted(item for item, _ in history[:train]) for user, history, train in users_in_data(data)}
+    without, steps = (
+        list(epoch_steps(data, one, read_directly, epoch=0, worker=0, num_workers=1)) for one in (config, asking)
+    )
+    for step, plain in zip(steps, without, strict=True):
+        for batch, other in zip(step, plain, strict=True):
+            assert (batch.seed, other.seen) == (other.seed, None)
+            assert torch.equal(batch.history.items, other.history.items)
+            found = {user: [] for user in batch.history.users.tolist()}
+            for user, item in batch.seen.tolist():
+                found[user].append(item)
+            assert {user: sorted(items) for user, items in found.items()} == {user: trained[user] for user in found}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -51,10 +51,15 @@ def test_popularity_draws_a_power_of_the_counts(power: float) -> None:
 EXCLUDE = torch.tensor([[1, 2, 1, 0], [0, 0, 0, 0], [9, 5, 1, 3], [2, 2, 2, 2]])
 
 
+def pairs(exclude: Tensor) -> Tensor:
+    """Rows of items, 0 for none, as pairs (row, item)."""
+    return torch.cat((exclude.nonzero()[:, :1], exclude[exclude > 0][:, None]), dim=1)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
 def test_exclusions_are_complete_and_leave_the_other_items_their_proportions(kind: str) -> None:
     distribution = uniform(9) if kind == "uniform" else popularity(COUNTS, 0.5)
-    drawn = distribution.draw((4, 20_000), exclude=EXCLUDE, generator=generator())
+    drawn = distribution.draw((4, 20_000), exclude=pairs(EXCLUDE), generator=generator())
     for row in range(4):
         left = torch.ones(10, dtype=torch.float64) if kind == "uniform" else popular(0.5)
         left[0], left[EXCLUDE[row]] = 0, 0
@@ -73,7 +78,7 @@ def test_nothing_excluded_is_ever_drawn(data: st.DataObject) -> None:
     rows = st.lists(st.integers(0, num_items), min_size=6, max_size=6)
     exclude = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=5)))
     drawn = popularity(counts, data.draw(st.sampled_from([0.0, 0.75, 2.0]))).draw(
-        (len(exclude), 50), exclude=exclude, generator=generator(data.draw(st.integers(0, 99)))
+        (len(exclude), 50), exclude=pairs(exclude), generator=generator(data.draw(st.integers(0, 99)))
     )
     for items, log_probabilities, excluded in zip(drawn.items, drawn.log_probabilities, exclude, strict=True):
         allowed = set(range(1, num_items + 1)) - set(excluded.tolist())
@@ -83,17 +88,17 @@ def test_nothing_excluded_is_ever_drawn(data: st.DataObject) -> None:
 
 def test_several_targets_may_share_a_row_of_exclusions() -> None:
     rows = torch.tensor([2, 0, 0, 3, 1])
-    drawn = uniform(9).draw((5, 300), exclude=EXCLUDE, rows=rows, generator=generator())
-    expected = uniform(9).draw((5, 300), exclude=EXCLUDE[rows], generator=generator())
+    far_apart = pairs(EXCLUDE) * torch.tensor([10**9, 1])  # as numbers of users may be
+    drawn = uniform(9).draw((5, 300), exclude=far_apart, rows=rows * 10**9, generator=generator())
+    expected = uniform(9).draw((5, 300), exclude=pairs(EXCLUDE[rows]), generator=generator())
     assert torch.equal(drawn.items, expected.items)
     assert torch.equal(drawn.log_probabilities, expected.log_probabilities)
 
 
 def test_exclusions_need_a_sample_for_each_row() -> None:
-    with pytest.raises(ValueError, match="has no row for each of 4 rows"):
-        uniform(9).draw((7,), exclude=EXCLUDE)
-    with pytest.raises(ValueError, match="has no row for each of 4 rows"):
-        uniform(9).draw((5, 7), exclude=EXCLUDE)
+    for shape in ((4,), (5, 7)):
+        with pytest.raises(ValueError, match="has no row for each of 4 targets"):
+            uniform(9).draw(shape, exclude=pairs(EXCLUDE), rows=torch.arange(4))
 
 
 def test_the_same_generator_draws_the_same_and_none_takes_torchs_own() -> None:
@@ -125,7 +130,9 @@ def test_the_batchs_targets_are_drawn_by_the_others() -> None:
 
 def test_the_batchs_targets_that_a_row_excludes_are_no_negatives_of_it() -> None:
     exclude = torch.tensor([[7, 2, 0], [1, 1, 3]])
-    drawn = in_batch(torch.tensor([3, 1, 1, 7]), popularity(COUNTS), exclude=exclude, rows=torch.tensor([0, 1, 1, 0]))
+    drawn = in_batch(
+        torch.tensor([3, 1, 1, 7]), popularity(COUNTS), exclude=pairs(exclude), rows=torch.tensor([0, 1, 1, 0])
+    )
     assert drawn.items.tolist() == [[3, 1, 1, 0], [0, 0, 0, 7], [0, 0, 0, 7], [3, 1, 1, 0]]
     assert drawn.log_probabilities.shape == (4, 4)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raysrec.config import LossConfig
-from raysrec.history import Batch, History
+from raysrec.history import Batch, History, empty_batch
 from raysrec.losses import softmax_loss_reference
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.objective import Objective, choose_loss
@@ -23,7 +23,9 @@ def model():
 def batch():
     items = torch.tensor([[3, 1, 4, 1], [5, 9, 0, 0], [2, 6, 5, 0]])
     targets = torch.tensor([[1, 4, 1, 7], [9, 8, 0, 0], [0, 5, 3, 0]])
-    return Batch(History(items, torch.zeros_like(items), torch.tensor([4, 2, 3])), targets)
+    history = History(items, torch.zeros_like(items), torch.tensor([4, 2, 3]), users=torch.tensor([70, 8, 70]))
+    had = {8: [5, 9, 8], 70: [3, 1, 4, 7, 2, 6, 5, 11, 11]}
+    return Batch(history, targets, seen=torch.tensor([(user, item) for user in had for item in had[user]]))
 
 
 def test_softmax_is_summed_over_every_position_that_has_a_target(model, batch):
@@ -65,13 +67,16 @@ def test_every_loss_learns(model, batch, settings):
     assert ranks[-1] < 0.5 * ranks[0]
 
 
-def test_negatives_of_a_row_can_be_kept_from_its_history_and_targets(model, batch):
-    own = [set(row.tolist()) for row in torch.cat((batch.history.items, batch.targets), dim=1)]
+def test_negatives_can_be_kept_from_all_that_their_user_has_in_training(model, batch):
+    own = {user: set(batch.seen[batch.seen[:, 0] == user, 1].tolist()) for user in (8, 70)}
     objective = Objective(model, LossConfig(name="bce", negatives=2000, exclude_history=True))
     learned = objective._learned(batch)
     drawn = objective._own_negatives(learned, batch, torch.Generator().manual_seed(0))
-    for row, items in zip(learned.rows.tolist(), drawn.tolist(), strict=True):
-        assert set(items) == set(range(1, NUM_ITEMS + 1)) - own[row]
+    for user, items in zip(batch.history.users[learned.rows].tolist(), drawn.tolist(), strict=True):
+        assert set(items) == set(range(1, NUM_ITEMS + 1)) - own[user]
+    with pytest.raises(ValueError, match=r"loss\.exclude_history needs to know"):
+        objective(replace(batch, seen=None))
+    assert objective(empty_batch()) == 0
 
 
 def test_a_penalty_is_added_to_the_mean_loss(model, batch, monkeypatch):

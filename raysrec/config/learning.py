@@ -24,7 +24,7 @@ class LossConfig(Section):
     popularity_power: NonNegative = 0.75
     """How far popular items are preferred: 1 is in proportion to their count, 0 not at all."""
     exclude_history: bool = False
-    """Draw no item that stands in the row's own history (`bce`, `gbce`, `bpr`)."""
+    """Draw no item that the user has in training, also outside the row (`bce`, `gbce`, `bpr`)."""
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
     """`gbce`: 0 is `bce`, 1 makes scores calibrated as those of `softmax` (t)."""
 

@@ -95,6 +95,7 @@ def training_batches(
     batch_targets: int,
     rng: np.random.Generator,
     skip: int = 0,
+    with_seen: bool = False,
 ) -> Iterator[list[Batch]]:
     """Shuffle and cut a pool of histories: one list of micro-batches for each step of its stream.
 
@@ -106,6 +107,7 @@ def training_batches(
         batch_targets: Targets of one step of this stream.
         rng: Fixes offsets and order.
         skip: The first so many steps come empty; those after them are what they would have been.
+        with_seen: Say also what the users of a batch have in training; it changes nothing else.
     """
     samples = training_samples(positions, config, max_length=max_length, rng=rng)
     if len(samples) == 0:
@@ -125,7 +127,8 @@ def training_batches(
                 batch = collate(histories, rows)
             else:
                 batch = collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())])
-            batches.append(replace(batch, seed=seed))
+            seen = _seen_by_users(histories, rows, positions) if with_seen else None
+            batches.append(replace(batch, seed=seed, seen=seen))
         yield batches
 
 
@@ -242,6 +245,14 @@ def _seen(histories: Histories, rows: IntArray, stops: IntArray) -> torch.Tensor
     within = np.arange(len(users)) - np.repeat(np.cumsum(stops) - stops, stops)
     items = histories.items[histories.offsets[rows][users] + within]
     return torch.from_numpy(np.stack([users, items], axis=1))
+
+
+def _seen_by_users(histories: Histories, windows: Windows, positions: Positions) -> torch.Tensor:
+    """Once for each user, however many windows of them there are."""
+    rows = np.unique(windows.rows)
+    seen = _seen(histories, rows, positions.train[rows])
+    seen[:, 0] = torch.from_numpy(histories.users[rows])[seen[:, 0]]
+    return seen
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

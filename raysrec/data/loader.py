@@ -156,6 +156,7 @@ def _stream_steps(
             batch_targets=max(1, config.train.batch_targets // config.data.num_streams),
             rng=np.random.default_rng([*seed, number]),
             skip=first_step - made,
+            with_seen=config.loss.exclude_history,
         )
         for step in steps:
             made += 1

@@ -2,7 +2,8 @@
 
     state = p_u at every position,   score of item j = p_u · q_j
 
-What makes it BPR is the loss: `loss.name=bpr`, -log sigma(p_u · q_i - p_u · q_j) with one negative j. Users who were
+What makes it BPR is the loss: `loss.name=bpr`, -log sigma(p_u · q_i - p_u · q_j) with one negative j that the user has
+nowhere in training (`loss.exclude_history`). Users who were
 not there in training have no vector, and cannot be scored.
 
 Source:

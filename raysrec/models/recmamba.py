@@ -4,8 +4,9 @@
     H = Mamba(x)
 
 and the score of item j is H · E_j: no normalisation, residual or feed-forward network. It is trained with one uniform
-negative per position (`loss: {name: bce, negatives: 1}`), looks back only, learns at every position at once, and
-serves with constant memory: 4,480 numbers at 64 channels, and how many items there were.
+negative per position that the user has nowhere in training (`loss: {name: bce, negatives: 1, exclude_history: true}`),
+looks back only, learns at every position at once, and serves with constant memory: 4,480 numbers at 64 channels, and
+how many items there were.
 
 Source:
     Yang, Li, Zhao et al., "Uncovering Selective State Space Model's Capabilities in Lifelong Sequential
