@@ -161,5 +161,5 @@ def test_it_starts_as_the_authors_do() -> None:
 def test_the_shipped_overlay_is_a_window_of_ten_and_learns_one_prefix_at_a_time() -> None:
     overlay = yaml.safe_load((Path(__file__).parent.parent / "configs" / "models" / "caser.yaml").read_text())
     config = CaserConfig.model_validate(overlay["model"])
-    assert config == CaserConfig(max_length=10, dropout=0.4)
+    assert config == CaserConfig(max_length=10)
     assert overlay["train"] == {"supervision": "last_position"}

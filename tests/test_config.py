@@ -217,6 +217,18 @@ def test_mamba4rec_is_as_its_paper_says():
     assert amazon == model.model_copy(update={"dropout": 0.4, "max_length": 50})
 
 
+def test_on_movielens_every_model_has_its_papers_dropout_and_a_data_set_may_ask_for_more():
+    dropouts = {
+        **dict.fromkeys(["sasrec", "bert4rec", "lrurec", "mamba4rec", "recmamba", "linrec"], 0.2),
+        **dict.fromkeys(["echomamba4rec", "eulerformer", "recblr", "sigma"], 0.2),
+        **{"recgrela": 0.1, "caser": 0.4, "gru4rec": 0.3, "narm": 0.25},
+    }
+    assert {name: shipped("ml-1m", f"models/{name}").model.dropout for name in dropouts} == dropouts
+    assert {name: MODELS[name].Config(name=name).dropout for name in dropouts} == dropouts
+    assert dropouts.keys() == set(MODELS) - {"bprmf", "popularity"}
+    assert shipped("amazon-beauty", "models/mamba4rec").model.dropout == 0.4
+
+
 def test_recgrela_is_as_its_paper_says():
     config = shipped("ml-1m", "paper/recgrela", "paper/recgrela-ml-1m")
     model = config.model

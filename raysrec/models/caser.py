@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout, UserEmbedding
-from raysrec.schema import Count, NonNegative
+from raysrec.schema import Count, NonNegative, Probability
 
 _VALUES_AT_ONCE = 2**24
 
@@ -53,6 +53,8 @@ class CaserConfig(ModelConfig):
     padding: Literal["left", "right"] = "left"
     """`left`: short histories end in the window's last row, and their padding is no item. `right`: they begin in its
     first row and padding takes part like an item, as in RecBole's code."""
+    dropout: Probability = 0.4
+    """Dropout of what the filters answered."""
     regularisation: NonNegative = 1e-4
     """Factor of the penalty: the sum of the (unsquared) Frobenius norms of tables, filters and matrices."""
 

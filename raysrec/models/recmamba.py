@@ -37,7 +37,7 @@ from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout
 from raysrec.models.mamba_block import MambaBlock, MambaState
 from raysrec.models.positions import LearnedPositions
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 
 class RecMambaConfig(ModelConfig):
@@ -50,6 +50,8 @@ class RecMambaConfig(ModelConfig):
     """Positions that the short convolution sees, the current one included."""
     expand: Count = 2
     """Inner channels of the Mamba block (E) per channel of a state."""
+    dropout: Probability = 0.2
+    """Dropout of what enters the Mamba block."""
     mamba_init: Literal["library", "xavier"] = "library"
     """Where the Mamba block starts. `library`, Mamba's own: decays of 1 to S in units of the step size. `xavier`, as in
     the authors' code: every matrix of the block Xavier-normal, A among them, so that all decays are about 1."""
