@@ -6,8 +6,8 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from raysrec.history import History
-from raysrec.models.caser import Caser, CaserConfig, last_items
+from raysrec.history import History, last_items
+from raysrec.models.caser import Caser, CaserConfig
 
 LENGTH, DIM, ITEMS, USERS = 6, 4, 12, 5
 
@@ -40,7 +40,8 @@ def written_out(model: Caser, row: list[int], user: int) -> Tensor:
     if model.padding == "left":
         window, first_seen = torch.cat((torch.zeros(missing, DIM), vectors)), missing
     else:
-        window, first_seen = torch.cat((vectors, model.items.weight[:1].expand(missing, DIM))), 0
+        padding = model.items.weight[:1].detach()  # learns nothing where it stands
+        window, first_seen = torch.cat((vectors, padding.expand(missing, DIM))), 0
     patterns = [
         sum(weights[line] * window[line] for line in range(LENGTH)) + bias
         for weights, bias in zip(model.vertical.weight, model.vertical.bias, strict=True)

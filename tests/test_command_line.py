@@ -249,6 +249,11 @@ def test_keys_of_another_model_are_refused_with_its_name():
             "loss.sampling=in_batch goes with loss.name=sampled_softmax, not with bce",
         ),
         (
+            ["loss.padding_class=true"],
+            "loss.padding_class=True is for loss.name=softmax, and loss.name=auto draws its candidates or may come to; "
+            "set loss.name=softmax or drop it",
+        ),
+        (
             ["loss.name=softmax", "loss.exclude_history=true"],
             "loss.exclude_history is for negatives of one target, but loss.name=softmax shares its negatives or "
             "has none; drop it or take bce, gbce or bpr",
