@@ -86,3 +86,14 @@ def last_states(states: Float[Tensor, "B L D"], history: History) -> Float[Tenso
     """The state after each user's last real item."""
     rows = torch.arange(states.shape[0], device=states.device)
     return states[rows, history.lengths.to(states.device) - 1]
+
+
+def last_items(history: History, length: int, *, newest_last: bool) -> Int[Tensor, "B N"]:
+    """The last `length` items of each history, oldest first; 0 before them, or after them if not `newest_last`."""
+    rows = torch.arange(length, device=history.items.device)
+    lengths = history.lengths.to(rows.device)[:, None]
+    start = lengths - length if newest_last else (lengths - length).clamp_min(0)
+    places = start + rows
+    real = (places >= 0) & (places < lengths)
+    width = history.items.shape[1]
+    return torch.where(real, history.items.gather(1, places.clamp(0, width - 1)), 0)

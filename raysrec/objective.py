@@ -123,7 +123,7 @@ class Objective(nn.Module):
         vectors, bias, config = self.model.item_vectors(), self.model.item_bias(), self.config
         states, targets, _ = learned
         if config.name == "softmax":
-            return softmax_loss(states, vectors, targets, bias)
+            return softmax_loss(states, vectors, targets, bias, padding_class=config.padding_class)
         generator = torch.Generator(states.device).manual_seed(batch.seed)
         if config.name == "sampled_softmax":
             negatives = self._shared_negatives(targets, generator)

@@ -259,6 +259,11 @@ def test_keys_of_another_model_are_refused_with_its_name():
             "nothing; set loss.name=sampled_softmax (or bce, gbce, bpr), or drop it",
         ),
         (
+            ["loss.padding_class=true"],
+            "loss.padding_class=True is for loss.name=softmax, and loss.name=auto draws its candidates or may come to; "
+            "set loss.name=softmax or drop it",
+        ),
+        (
             ["loss.name=softmax", "loss.exclude_history=true"],
             "loss.exclude_history is for negatives of one target, but loss.name=softmax shares its negatives or "
             "has none; drop it or take bce, gbce or bpr",

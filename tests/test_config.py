@@ -206,6 +206,7 @@ def test_papers_learn_one_prefix_at_a_time_with_plain_adam(data_set, paper):
     assert (train.clip_norm, train.schedule, train.warmup_steps) == (0.0, "constant", 0)
     assert (train.validate_every, train.patience) == (1, 11)
     assert (config.loss.name, config.evaluate.metric, config.evaluate.exclude_seen) == ("softmax", "ndcg@10", False)
+    assert config.loss.padding_class  # RecBole's models have it
 
 
 def test_mamba4rec_is_as_its_paper_says():
@@ -215,6 +216,18 @@ def test_mamba4rec_is_as_its_paper_says():
     assert model.dropout == 0.2
     amazon = shipped("amazon-beauty", "paper/mamba4rec", "paper/mamba4rec-amazon").model
     assert amazon == model.model_copy(update={"dropout": 0.4, "max_length": 50})
+
+
+def test_on_movielens_every_model_has_its_papers_dropout_and_a_data_set_may_ask_for_more():
+    dropouts = {
+        **dict.fromkeys(["sasrec", "bert4rec", "lrurec", "mamba4rec", "recmamba", "linrec"], 0.2),
+        **dict.fromkeys(["echomamba4rec", "eulerformer", "recblr", "sigma"], 0.2),
+    }
+    dropouts |= {"recgrela": 0.1, "caser": 0.4, "gru4rec": 0.3, "narm": 0.25}
+    assert {name: shipped("ml-1m", f"models/{name}").model.dropout for name in dropouts} == dropouts
+    assert {name: MODELS[name].Config(name=name).dropout for name in dropouts} == dropouts
+    assert dropouts.keys() == set(MODELS) - {"bprmf", "popularity"}
+    assert shipped("amazon-beauty", "models/mamba4rec").model.dropout == 0.4
 
 
 def test_recgrela_is_as_its_paper_says():
@@ -246,6 +259,7 @@ def test_every_table_and_figure_of_the_papers_has_its_ablations():
         "recgrela-ablation": 6,
         "recgrela-positions": 4,
         "recgrela-gate-activation": 3,
+        "recgrela-mlp-activation": 3,
         "recgrela-length": 5,
         "recgrela-heads": 5,
         "recgrela-dropout": 5,

@@ -39,14 +39,16 @@ SIZES = [(1, 2), (1, 5), (7, 11), (16, 8), (33, 130)]
 CHUNKS = [(None, None), (1, 1), (3, 4), (5, 1000), (1000, 7), (8, 4)]
 
 
+@pytest.mark.parametrize("padding_class", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("sizes", "chunks"), list(itertools.product(SIZES, CHUNKS)))
 def test_value_and_gradients_are_those_of_cross_entropy(
-    sizes: tuple[int, int], chunks: tuple[int | None, int | None], bias: bool
+    sizes: tuple[int, int], chunks: tuple[int | None, int | None], bias: bool, padding_class: bool
 ) -> None:
     states, vectors, targets, offsets = problem(*sizes, bias=bias)
-    loss = softmax_loss(states, vectors, targets, offsets, targets_per_chunk=chunks[0], items_per_chunk=chunks[1])
-    expected = softmax_loss_reference(states, vectors, targets, offsets)
+    how = {"targets_per_chunk": chunks[0], "items_per_chunk": chunks[1], "padding_class": padding_class}
+    loss = softmax_loss(states, vectors, targets, offsets, **how)  # type: ignore[arg-type]
+    expected = softmax_loss_reference(states, vectors, targets, offsets, padding_class=padding_class)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
         gradients(loss * 0.3, states, vectors, offsets),
@@ -104,6 +106,17 @@ def test_padding_is_never_a_class() -> None:
     _, grad_vectors, grad_bias = gradients(loss, states, vectors, bias)
     assert (grad_vectors[0] == 0).all()
     assert grad_bias[0] == 0
+
+
+def test_as_a_class_padding_is_one_more_candidate_that_is_never_right() -> None:
+    states, vectors, targets, _ = problem(5, 7)
+    loss = softmax_loss(states, vectors, targets, padding_class=True)
+    scores = states @ vectors.T
+    expected = (scores.exp().sum(1).log() - scores.gather(1, targets[:, None])[:, 0]).sum()
+    torch.testing.assert_close(loss, expected)
+    assert loss > softmax_loss(states, vectors, targets)
+    with pytest.raises(ValueError, match=r"must be items 1\.\.6"):
+        softmax_loss(states, vectors, torch.zeros_like(targets), padding_class=True)
 
 
 def test_scores_beyond_the_range_of_exp_are_finite() -> None:

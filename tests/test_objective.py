@@ -41,6 +41,15 @@ def test_last_position_reads_only_there(model, batch):
     torch.testing.assert_close(Objective(model, LossConfig(name="softmax"), reads_last=True)(batch), expected)
 
 
+@pytest.mark.parametrize("padding_class", [False, True])
+def test_what_padding_is_learns_as_a_class_of_the_softmax_and_never_where_it_stands(batch, padding_class):
+    unmasked = MODELS["recgrela"].Config(name="recgrela", dim=8, num_heads=2, form="unmasked", max_length=6)
+    model = build_model(unmasked, NUM_ITEMS)
+    assert model.padding_leaks
+    Objective(model, LossConfig(name="softmax", padding_class=padding_class), reads_last=True)(batch).backward()
+    assert bool(model.item_vectors().grad[0].any()) == padding_class
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from raysrec.history import History
-from raysrec.models.recgrela import DropPath, GatedAttention, RecGRELA, RecGRELAConfig
+from raysrec.models.gated_attention import GatedAttention
+from raysrec.models.recgrela import DropPath, RecGRELA, RecGRELAConfig
 
 
 def model_of(form: str, num_blocks: int, seed: int = 0, **changes: Any) -> RecGRELA:
@@ -177,6 +178,14 @@ def test_an_ablation_changes_what_it_says(changes: dict[str, Any], more: int) ->
     torch.testing.assert_close(part(x[None], None)[0], written_out(part, x, changes))
     model = RecGRELA(RecGRELAConfig.model_validate(changes), num_items=3_416)
     assert sum(parameter.numel() for parameter in model.parameters()) == 436_672 + more
+
+
+@pytest.mark.parametrize(("name", "activation"), [("gelu", F.gelu), ("silu", F.silu), ("relu", F.relu)])
+def test_the_mlp_has_its_own_activation_whatever_the_gates(name: str, activation: Any) -> None:
+    block, x = model_of("causal", 2, mlp_activation=name, gate="relu").blocks[0], torch.randn(7, 16).double()
+    inner = activation(x @ block.mlp.expand.weight.T + block.mlp.expand.bias)
+    torch.testing.assert_close(block.mlp(x), inner @ block.mlp.contract.weight.T + block.mlp.contract.bias)
+    assert block.attention.activation is F.relu
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _ in ABLATIONS], ids=str)

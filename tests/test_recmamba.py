@@ -33,14 +33,23 @@ def test_its_number_of_parameters_follows_from_the_equations() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 218_688 + 12_800 + 38_784
 
 
-def test_padding_on_the_left_as_in_the_authors_code_reaches_the_states_and_ours_does_not() -> None:
-    model = small()
-    torch.nn.init.zeros_(model.positions.table.weight)  # so that only what is scanned differs, not the slots
-    alone = model.encode(history_of(3, 1, 4))[0]
-    on_the_left = model.encode(history_of(0, 0, 0, 3, 1, 4))[0, 3:]
-    on_the_right = model.encode(history_of(3, 1, 4, 0, 0, 0))[0, :3]
-    assert (on_the_left[0] - alone[0]).norm() > 0.1 * alone[0].norm()
-    torch.testing.assert_close(on_the_right, alone)
+def test_padded_on_the_left_all_empty_slots_are_scanned_before_the_first_item_as_in_the_authors_code() -> None:
+    model, right = small(padding="left"), small()
+    window = torch.tensor([0, 0, 0, 0, 0, 3, 1, 4])
+    scanned = model.mamba((2.0 * model.table.weight[window] + model.positions.table.weight)[None])[0]
+    items = torch.tensor([[3, 1, 4, 0], [5, 6, 7, 8]])
+    both = History(items, torch.zeros_like(items), torch.tensor([3, 4]))
+    torch.testing.assert_close(model.encode(both)[0, :3], scanned[5:])
+    torch.testing.assert_close(model.read(both)[0], scanned[-1])
+    alone = right.read(both)[0]
+    assert (scanned[-1] - alone).norm() > 0.1 * alone.norm()
+
+
+def test_either_padding_is_the_same_for_a_history_without_any() -> None:
+    full = history_of(3, 1, 4, 1, 5, 9, 2, 6)
+    torch.testing.assert_close(small(padding="left").encode(full), small().encode(full))
+    with pytest.raises(ValueError, match="position 8 has no vector"):
+        small(padding="left").encode(history_of(*[1] * 9))
 
 
 def test_xavier_as_in_the_authors_code_makes_all_decays_one_and_library_keeps_them_apart() -> None:

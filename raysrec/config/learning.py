@@ -28,6 +28,10 @@ class LossConfig(Section):
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
     """`gbce`: 0 is `bce`, 1 makes scores calibrated as those of `softmax` (t)."""
 
+    padding_class: bool = False
+    """`softmax`: let padding be a candidate that is never right, as in RecBole's models, and so in the papers' runs of
+    Mamba4Rec, RecGRELA and what they compare with."""
+
     @model_validator(mode="after")
     def _what_is_drawn_is_used(self) -> "LossConfig":
         for key in ("negatives", "sampling") if self.name == "auto" else ():
@@ -52,6 +56,11 @@ class LossConfig(Section):
             raise ValueError(f"loss.sampling=in_batch goes with loss.name=sampled_softmax, not with {self.name}")
         if self.name == "gbce" and self.sampling != "uniform":
             raise ValueError(f"loss.name=gbce is calibrated for uniform draws, not for loss.sampling={self.sampling}")
+        if self.padding_class and self.name != "softmax":
+            raise ValueError(
+                f"loss.padding_class=True is for loss.name=softmax, and loss.name={self.name} draws its candidates or "
+                "may come to; set loss.name=softmax or drop it"
+            )
         if self.exclude_history and self.name not in ("bce", "gbce", "bpr"):
             raise ValueError(
                 f"loss.exclude_history is for negatives of one target, but loss.name={self.name} shares its negatives "

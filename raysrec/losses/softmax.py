@@ -22,6 +22,7 @@ def softmax_loss(
     targets: Int[Tensor, " P"],
     bias: Float[Tensor, " V"] | None = None,
     *,
+    padding_class: bool = False,
     targets_per_chunk: int | None = None,
     items_per_chunk: int | None = None,
 ) -> Float[Tensor, ""]:
@@ -37,6 +38,7 @@ def softmax_loss(
         vectors: Row i is item i; row 0 (padding) is not a class and receives a gradient of zero.
         targets: Item ids, 1..N.
         bias: A number added to each item's score.
+        padding_class: Let row 0 be a class, one more candidate that is never right, as in RecBole's models.
         targets_per_chunk: Targets scored at once; None takes what `chunk_sizes` says.
         items_per_chunk: Items scored at once; when it is less than N, each score is computed twice.
 
@@ -45,10 +47,11 @@ def softmax_loss(
         ValueError: A chunk size is below 1.
     """
     _check(targets, len(vectors) - 1, targets_per_chunk, items_per_chunk)
-    automatic = chunk_sizes(len(targets), max(1, len(vectors) - 1), on_gpu=vectors.is_cuda)
+    first = 0 if padding_class else 1
+    automatic = chunk_sizes(len(targets), max(1, len(vectors) - first), on_gpu=vectors.is_cuda)
     chunks = ChunkSizes(targets_per_chunk or automatic.targets, items_per_chunk or automatic.items)
     # Inside a Function's forward grad mode is always off, so the caller's is looked up here.
-    loss: Tensor = _SoftmaxLoss.apply(states, vectors, targets, bias, chunks, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    loss: Tensor = _SoftmaxLoss.apply(states, vectors, targets, bias, first, chunks, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -57,12 +60,15 @@ def softmax_loss_reference(
     vectors: Float[Tensor, "V D"],
     targets: Int[Tensor, " P"],
     bias: Float[Tensor, " V"] | None = None,
+    *,
+    padding_class: bool = False,
 ) -> Float[Tensor, ""]:
     """The same loss in the obvious way, with all P * N scores in memory: the truth that tests compare with."""
-    scores = states @ vectors[1:].T  # [P N]
+    first = 0 if padding_class else 1
+    scores = states @ vectors[first:].T  # [P N]
     if bias is not None:
-        scores = scores + bias[1:]
-    return functional.cross_entropy(scores, targets - 1, reduction="sum")
+        scores = scores + bias[first:]
+    return functional.cross_entropy(scores, targets - first, reduction="sum")
 
 
 class ChunkSizes(NamedTuple):
@@ -105,12 +111,13 @@ class _SoftmaxLoss(torch.autograd.Function):
         vectors: Tensor,
         targets: Tensor,
         bias: Tensor | None,
+        first: int,
         chunks: ChunkSizes,
         learning: bool,
     ) -> Tensor:
         # Autocast would turn the float32 products back into bfloat16.
         with torch.autocast(states.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(states, vectors, targets, bias, chunks, learning=learning)
+            loss, *gradients = _loss_and_gradients(states, vectors, targets, bias, first, chunks, learning=learning)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if given is None else given.dtype for given in (states, vectors, bias)]
         return loss
@@ -124,17 +131,27 @@ class _SoftmaxLoss(torch.autograd.Function):
             None if gradient is None else (gradient if unscaled else gradient * grad_output).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return states, vectors, None, bias, None, None
+        return states, vectors, None, bias, None, None, None
 
 
 def _loss_and_gradients(
-    states: Tensor, vectors: Tensor, targets: Tensor, bias: Tensor | None, chunks: ChunkSizes, *, learning: bool
+    states: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    first: int,
+    chunks: ChunkSizes,
+    *,
+    learning: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss and, if learning, its gradients for states, vectors and bias, in the precision they are summed in."""
+    """The loss and, if learning, its gradients for states, vectors and bias, in the precision they are summed in.
+
+    The classes are the rows from `first` on.
+    """
     dtype = torch.promote_types(torch.promote_types(states.dtype, vectors.dtype), torch.float32)
-    table = vectors[1:].to(dtype)
-    offsets = None if bias is None else bias[1:].to(dtype)
-    classes = targets - 1
+    table = vectors[first:].to(dtype)
+    offsets = None if bias is None else bias[first:].to(dtype)
+    classes = targets - first
     grad_states = states.new_empty(states.shape, dtype=dtype) if learning else None
     grad_vectors = vectors.new_zeros(vectors.shape, dtype=dtype) if learning else None
     grad_bias = bias.new_zeros(bias.shape, dtype=dtype) if learning and bias is not None else None
@@ -144,7 +161,7 @@ def _loss_and_gradients(
         part = _TargetChunk(states[rows].to(dtype), classes[rows], table, offsets, chunks.items, buffer)
         losses[rows] = part.losses()
         if grad_states is not None and grad_vectors is not None:
-            grad_states[rows] = part.gradients(grad_vectors[1:], None if grad_bias is None else grad_bias[1:])
+            grad_states[rows] = part.gradients(grad_vectors[first:], None if grad_bias is None else grad_bias[first:])
     return losses.sum(), grad_states, grad_vectors, grad_bias
 
 

@@ -34,10 +34,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_items
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout, UserEmbedding
-from raysrec.schema import Count, NonNegative
+from raysrec.schema import Count, NonNegative, Probability
 
 _VALUES_AT_ONCE = 2**24
 
@@ -53,6 +53,8 @@ class CaserConfig(ModelConfig):
     padding: Literal["left", "right"] = "left"
     """`left`: short histories end in the window's last row, and their padding is no item. `right`: they begin in its
     first row and padding takes part like an item, as in RecBole's code."""
+    dropout: Probability = 0.4
+    """Dropout of what the filters answered."""
     regularisation: NonNegative = 1e-4
     """Factor of the penalty: the sum of the (unsquared) Frobenius norms of tables, filters and matrices."""
 
@@ -67,7 +69,7 @@ class Caser(SequenceModel):
         super().__init__()
         dim, length = config.dim, config.max_length
         self.length, self.padding, self.regularisation = length, config.padding, config.regularisation
-        self.items = nn.Embedding(num_items + 1, dim)
+        self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.users = UserEmbedding(num_users=num_users, dim=dim)
         self.vertical = VerticalFilters(length=length, num_filters=config.num_vertical)
         self.horizontal = HorizontalFilters(length=length, dim=dim, num_filters=config.num_horizontal)
@@ -197,17 +199,6 @@ class HorizontalFilters(nn.Module):
             return fits
         # What is seen is the window's end, so a filter covers some of it if it reaches beyond the padding.
         return fits & (end[:, None] > self.length - seen.sum(1)[:, None])
-
-
-def last_items(history: History, length: int, *, newest_last: bool) -> Int[Tensor, "B N"]:
-    """The last `length` items of each history, oldest first; 0 before them, or after them if not `newest_last`."""
-    rows = torch.arange(length, device=history.items.device)
-    lengths = history.lengths.to(rows.device)[:, None]
-    start = lengths - length if newest_last else (lengths - length).clamp_min(0)
-    places = start + rows
-    real = (places >= 0) & (places < lengths)
-    width = history.items.shape[1]
-    return torch.where(real, history.items.gather(1, places.clamp(0, width - 1)), 0)
 
 
 def _slices(length: int, step: int) -> list[slice]:

@@ -29,17 +29,19 @@ from torch import Tensor, nn
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 
 class GRU4RecConfig(ModelConfig):
-    """Settings of GRU4Rec; `dropout` is that of the item vectors."""
+    """Settings of GRU4Rec."""
 
     name: Literal["gru4rec"] = "gru4rec"
     num_layers: Count = 1
     """Recurrent layers, one on the other."""
     hidden_dim: Count = 128
     """Numbers that each layer remembers of a history (H)."""
+    dropout: Probability = 0.3
+    """Dropout of the item vectors."""
 
 
 class GRU4Rec(SequenceModel):

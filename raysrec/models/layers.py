@@ -19,8 +19,8 @@ LAYER_NORM_EPS = 1e-12
 class ItemEmbedding(nn.Module):
     """Item ids to vectors, with dropout and then layer normalisation: ``LN(Drop(E[ids] + P))``, or without P.
 
-    `table` is also what states are scored against. Row 0 stands at padded positions; it is a vector like any
-    other, so whoever reads positions must see that padded ones reach no real state.
+    `table` is also what states are scored against. Row 0 stands at padded positions and learns nothing there; it is no
+    vector of zeros, so whoever reads positions must see that padded ones reach no real state.
 
     Source:
         Mamba4Rec and RecGRELA, "embedding layer"; dropout stands before the normalisation in both codes.
@@ -30,7 +30,7 @@ class ItemEmbedding(nn.Module):
         self, *, num_items: int, dim: int, dropout: float, norm: bool = True, norm_eps: float = LAYER_NORM_EPS
     ) -> None:
         super().__init__()
-        self.table = nn.Embedding(num_items + 1, dim)
+        self.table = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm else nn.Identity()
 

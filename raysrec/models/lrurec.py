@@ -39,7 +39,7 @@ from raysrec.models.layers import Dropout, FeedForward, ItemEmbedding
 from raysrec.models.recurrent import RecurrentStack
 from raysrec.ops.linear_recurrence import linear_recurrence, linear_recurrence_step
 from raysrec.ops.precision import at_least_float32
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 NORM_EPS = 1e-5
 """torch's own value, and so the authors'."""
@@ -56,6 +56,8 @@ class LRURecConfig(ModelConfig):
     """Layers, one on the other."""
     expand: Count = 2
     """Complex channels of the recurrence (E) per channel of a state."""
+    dropout: Probability = 0.2
+    """Dropout after the item embedding and inside the layers."""
 
 
 class LRURec(RecurrentStack):

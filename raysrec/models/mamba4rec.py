@@ -40,7 +40,7 @@ from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
 from raysrec.models.mamba_block import MambaBlock, MambaState
 from raysrec.models.positions import LearnedPositions
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 
 class Mamba4RecConfig(ModelConfig):
@@ -55,6 +55,8 @@ class Mamba4RecConfig(ModelConfig):
     """Positions that the short convolution sees, the current one included."""
     expand: Count = 2
     """Inner channels of the Mamba block (E) per channel of a state."""
+    dropout: Probability = 0.2
+    """Dropout after the item embedding and inside the layers; the paper's for MovieLens, and 0.4 for Amazon."""
     mamba_init: Literal["init02", "library"] = "init02"
     """Where the Mamba blocks start. `init02`, as in the papers' code: linear weights N(0, 0.02²) and biases 0, so every
     step size Delta is about 0.69 and the slowest memory halves with each item. `library`, Mamba's own: Delta is

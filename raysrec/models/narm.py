@@ -32,13 +32,15 @@ from raysrec.schema import Count, Probability
 
 
 class NARMConfig(ModelConfig):
-    """Settings of NARM; `dropout` is that of the item vectors."""
+    """Settings of NARM."""
 
     name: Literal["narm"] = "narm"
     num_layers: Count = 1
     """Recurrent layers, one on the other."""
     hidden_dim: Count = 128
     """Channels of the recurrent state and of the attention (H)."""
+    dropout: Probability = 0.25
+    """Dropout of the item vectors."""
     drop_read_out: Probability = 0.5
     """Dropout of what attention and recurrence found, before the last projection."""
 

@@ -40,7 +40,7 @@ from raysrec.models.recurrent import RecurrentStack
 from raysrec.ops.linear_recurrence import linear_recurrence, linear_recurrence_step
 from raysrec.ops.precision import at_least_float32
 from raysrec.ops.short_conv import short_conv, short_conv_step
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 FASTEST, SLOWEST = 0.9, 0.999
 """What of a state stays per item at the start where sigmoid(r) = 1; channels lie between (and at its root, for
@@ -57,6 +57,8 @@ class RecBLRConfig(ModelConfig):
     """Positions that the short convolution sees, the current one included."""
     expand: Count = 2
     """Inner channels of the block (E) per channel of a state."""
+    dropout: Probability = 0.2
+    """Dropout after the item embedding and inside the layers."""
     pad_to_power_of_two: bool = False
     """Let every history begin with the zeros that fill `max_length` up to a power of two, as in the authors' code;
     what they leave in the state is no one's history. Off: the state begins at zero."""

@@ -16,8 +16,8 @@ the paper's formula with padding left out. `unmasked` is what the authors' code 
 there to explain differences from published numbers. With one block the first two agree at the last position; with
 more they are different models, for what a bidirectional block tells the next about position i knows what follows i.
 
-The paper's ablations are settings: `values`, `input_gate`, `gate`, `positions`, `local_shortcut`, `drop_path`,
-`num_blocks`, `num_heads`.
+The paper's ablations are settings: `values`, `input_gate`, `gate`, `mlp_activation`, `positions`, `local_shortcut`,
+`drop_path`, `num_blocks`, `num_heads`.
 
 The memory of the causal form is a sum over the *whole* history: nothing decays and nothing is cut off at
 `max_length`. Train with the context that will be served, or begin again from `initial_state` when a user has
@@ -36,33 +36,25 @@ Departures:
       transpose back.
     * Rotary tables have any length; the authors' has exactly `max_length` rows.
     * The text leaves open what stays where an ablation takes a gate away; here each setting changes one part and leaves
-      the others. The gate's activation is the gate's alone: the MLP keeps its GELU, as in the authors' code.
+      the others. It compares activations "in the gated mechanism and the MLP", while the authors' code has GELU in the
+      MLP whatever the gate's: `gate` and `mlp_activation` are two settings.
     * Learned positions end at `max_length`; a longer history is refused, in `step` as in `encode`.
     * phi(x) = ELU(x) + 1 is computed as exp(min(x, 0)) + max(x, 0), which is the same function without rounding
       small keys to zero.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
+from raysrec.models.gated_attention import ACTIVATIONS, BlockState, GatedAttention
 from raysrec.models.layers import LAYER_NORM_EPS, FeedForward, ItemEmbedding, init_weights_
 from raysrec.models.positions import LearnedPositions, SinusoidalPositions
-from raysrec.ops.linear_attention import (
-    LinearAttentionState,
-    bidirectional_linear_attention,
-    causal_linear_attention,
-    initial_linear_attention_state,
-    linear_attention_step,
-)
-from raysrec.ops.short_conv import short_conv, short_conv_step
 from raysrec.schema import Count, Probability
 
 
@@ -90,6 +82,8 @@ class RecGRELAConfig(ModelConfig):
     """The linear layer in front of queries, keys and values (the paper's "input gate"); without it U is N."""
     gate: Literal["silu", "relu", "gelu", "none"] = "silu"
     """Activation of the output gate G; `none` leaves the gate out (G = 1)."""
+    mlp_activation: Literal["gelu", "silu", "relu"] = "gelu"
+    """Activation inside the MLP; GELU in the authors' code."""
     positions: Literal["rotary", "none", "learned", "sinusoidal"] = "rotary"
     """What tells positions apart: rotations in the attention, nothing, or vectors added to the items', learned or of
     sines and cosines."""
@@ -104,18 +98,6 @@ class RecGRELAConfig(ModelConfig):
                 f"channels (rotations turn pairs); choose a multiple of {2 * self.num_heads}"
             )
         return self
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
-
-
-class BlockState(NamedTuple):
-    """What one block remembers of a history: dim²/heads + 4 dim + 1 numbers, however long it is."""
-
-    window: Float[Tensor, "B K-1 D"]
-    """The last inputs of the short convolution, oldest first; none without the shortcut."""
-    attention: LinearAttentionState
-    """The sums of the linear attention."""
 
 
 class RecGRELA(SequenceModel):
@@ -146,6 +128,7 @@ class RecGRELA(SequenceModel):
                 ),
                 dim=config.dim,
                 mlp_dim=config.mlp_dim,
+                mlp_activation=config.mlp_activation,
                 dropout=config.dropout,
                 drop_path=config.drop_path,
                 residual=config.residual == "always" or config.num_blocks > 1,
@@ -227,10 +210,11 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        attention: "GatedAttention",
+        attention: GatedAttention,
         *,
         dim: int,
         mlp_dim: int,
+        mlp_activation: str,
         dropout: float,
         drop_path: float,
         residual: bool,
@@ -240,7 +224,7 @@ class Block(nn.Module):
         self.attention = attention
         self.drop_path = DropPath(drop_path)
         self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = FeedForward(dim=dim, inner_dim=mlp_dim, dropout=dropout)
+        self.mlp = FeedForward(dim=dim, inner_dim=mlp_dim, dropout=dropout, activation=ACTIVATIONS[mlp_activation])
         self.residual = residual
 
     def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
@@ -256,76 +240,6 @@ class Block(nn.Module):
         x = x + attended if self.residual else attended
         y: Tensor = self.mlp(self.mlp_norm(x))
         return x + y if self.residual else y
-
-
-class GatedAttention(nn.Module):
-    """``W_o ((RELA(q, k, v) + SiLU(ShortConv(v))) * G) + b_o``; with `conv_kernel=0` there is no short convolution."""
-
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        conv_kernel: int,
-        own_values: bool,
-        input_gate: bool,
-        gate: str,
-        rotary: bool,
-    ) -> None:
-        super().__init__()
-        self.activation = _ACTIVATIONS.get(gate)
-        self.gate = nn.Linear(dim, dim) if self.activation else None
-        self.input = nn.Linear(dim, dim) if input_gate else nn.Identity()
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim) if own_values else nn.Identity()
-        self.conv_weight: Tensor | None = None
-        if conv_kernel:
-            bound = conv_kernel**-0.5  # as torch starts a convolution with one input channel per group
-            self.conv_weight = nn.Parameter(torch.empty(dim, conv_kernel).uniform_(-bound, bound))
-            self.conv_bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
-        self.output = nn.Linear(dim, dim)
-        self.num_heads, self.rotary = num_heads, rotary
-
-    def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
-        """Mixtures of what each position sees."""
-        query, key, value = self._projections(x)
-        how: dict[str, Any] = {"num_heads": self.num_heads, "rotary": self.rotary}
-        if seen is None:
-            mixed = causal_linear_attention(query, key, value, **how)
-        else:
-            mixed = bidirectional_linear_attention(query, key, value, seen, **how)
-        if self.conv_weight is not None:
-            mixed = mixed + short_conv(value, self.conv_weight, self.conv_bias, activation="silu")
-        return self._gated(x, mixed)
-
-    def initial_state(self, batch_size: int) -> BlockState:
-        """Nothing seen: zeros, on the parameters' device."""
-        like = self.output.weight.new_empty(batch_size, len(self.output.weight))
-        taps = 1 if self.conv_weight is None else self.conv_weight.shape[1]
-        window = like.new_zeros(batch_size, taps - 1, like.shape[1])
-        return BlockState(window, initial_linear_attention_state(like, num_heads=self.num_heads))
-
-    def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
-        """The mixture at one more position, and the new memory."""
-        query, key, value = self._projections(x)
-        mixed, attention = linear_attention_step(query, key, value, state.attention, rotary=self.rotary)
-        window = state.window
-        if self.conv_weight is not None:
-            local, window = short_conv_step(value, self.conv_weight, self.conv_bias, window, activation="silu")
-            mixed = mixed + local
-        return self._gated(x, mixed), BlockState(window, attention)
-
-    def _projections(self, x: Float[Tensor, "*shape D"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values."""
-        u = self.input(x)
-        return self.query(u), self.key(u), self.value(u)
-
-    def _gated(self, x: Float[Tensor, "*shape D"], mixed: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        if self.gate is not None and self.activation is not None:
-            mixed = mixed * self.activation(self.gate(x))
-        y: Tensor = self.output(mixed)
-        return y
 
 
 class DropPath(nn.Module):

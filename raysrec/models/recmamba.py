@@ -15,11 +15,12 @@ Source:
 
 Departures:
     * Padding stands on the right, where a causal model cannot see it. The authors pad on the left and commented their
-      mask out, so the vectors P_t + sqrt(D) E[0] of all empty slots are scanned before the first item.
-    * P is indexed by the slot counted from the oldest item of the window. In the authors' left-padded window the newest
-      item always has the last slot; the two agree where a history fills the window, as in the paper's experiments.
-      Counting from the newest item in shorter ones would change every state with each new item: no learning at every
-      position and no `step`.
+      mask out, so the vectors P_t + sqrt(D) E[0] of all empty slots are scanned before the first item:
+      `padding=left`.
+    * P is indexed by the slot counted from the oldest item of the window. In the authors' left-padded window, and with
+      `padding=left`, the newest item always has the last slot; the two agree where a history fills the window, as in
+      the paper's experiments. In shorter ones each new item then moves all others and changes their states: what is
+      learned at a position is not what is served there, and there is no `step`.
     * Positions end at `max_length`: a longer history is refused, in `step` as in `encode`, for no vector beyond was
       learned. Begin again from `initial_state` with the newest items.
     * `mamba_init=xavier` repeats the authors' initialisation, Xavier-normal for everything with two dimensions. It
@@ -33,12 +34,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_items
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout
 from raysrec.models.mamba_block import MambaBlock, MambaState
 from raysrec.models.positions import LearnedPositions
-from raysrec.schema import Count
+from raysrec.schema import Count, Probability
 
 
 class RecMambaConfig(ModelConfig):
@@ -51,6 +52,11 @@ class RecMambaConfig(ModelConfig):
     """Positions that the short convolution sees, the current one included."""
     expand: Count = 2
     """Inner channels of the Mamba block (E) per channel of a state."""
+    dropout: Probability = 0.2
+    """Dropout of what enters the Mamba block."""
+    padding: Literal["right", "left"] = "right"
+    """`right`: histories begin in the first slot and nothing comes before them. `left`: they end in the last of
+    `max_length` slots, and the empty ones before them are scanned like items, as in the authors' code."""
     mamba_init: Literal["library", "xavier"] = "library"
     """Where the Mamba block starts. `library`, Mamba's own: decays of 1 to S in units of the step size. `xavier`, as in
     the authors' code: every matrix of the block Xavier-normal, A among them, so that all decays are about 1."""
@@ -72,7 +78,8 @@ class RecMamba(SequenceModel):
 
     def __init__(self, config: RecMambaConfig, num_items: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(num_items + 1, config.dim)
+        self.max_length, self.padding = config.max_length, config.padding
+        self.table = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = LearnedPositions(max_length=config.max_length, dim=config.dim)
         self.dropout = Dropout(config.dropout)
         self.mamba = MambaBlock(dim=config.dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand)
@@ -83,8 +90,13 @@ class RecMamba(SequenceModel):
 
     @property
     def causal(self) -> bool:
-        """A recurrence looks back only."""
+        """A recurrence looks back only; padded on the left, a state knows how many items follow, but not which."""
         return True
+
+    @property
+    def padding_leaks(self) -> bool:
+        """On the left it is scanned before the first item."""
+        return self.padding == "left"
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing.
@@ -92,8 +104,13 @@ class RecMamba(SequenceModel):
         Raises:
             ValueError: The history is longer than `max_length`.
         """
-        states: Tensor = self.mamba(self._vectors(history.items, self.positions.first(history.items.shape[1])))
-        return states
+        width = history.items.shape[1]
+        positions = self.positions.first(max(width, self.max_length) if self.padding == "left" else width)
+        if self.padding == "right":
+            return self._scan(history.items, positions)
+        states = self._scan(last_items(history, self.max_length, newest_last=True), positions)
+        slots = self.max_length - history.lengths[:, None] + torch.arange(width, device=states.device)
+        return states.gather(1, slots.clamp_max(self.max_length - 1)[..., None].expand(-1, -1, states.shape[-1]))
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
@@ -101,11 +118,16 @@ class RecMamba(SequenceModel):
 
     @property
     def recurrent(self) -> bool:
-        """A state takes one more item in constant time."""
-        return True
+        """A state takes one more item in constant time, unless one more item moves all others."""
+        return self.padding == "right"
 
     def initial_state(self, batch_size: int) -> Memory:
-        """The memory of users who have no history yet."""
+        """The memory of users who have no history yet.
+
+        Raises:
+            NotImplementedError: Padding stands on the left.
+        """
+        self._require_recurrent()
         state = self.mamba.initial_state(batch_size)
         return Memory(state.scan.new_zeros(batch_size, dtype=torch.int64), state)
 
@@ -113,11 +135,23 @@ class RecMamba(SequenceModel):
         """Take one more item per user.
 
         Raises:
+            NotImplementedError: Padding stands on the left.
             ValueError: One of the users has had `max_length` items already.
         """
+        self._require_recurrent()
         x = self._vectors(items, self.positions.at(state.position))
         mixed, mamba = self.mamba.step(x, state.mamba)
         return mixed, Memory(state.position + 1, mamba)
+
+    def _scan(self, items: Int[Tensor, "B L"], positions: Float[Tensor, "L D"]) -> Float[Tensor, "B L D"]:
+        states: Tensor = self.mamba(self._vectors(items, positions))
+        return states
+
+    def _require_recurrent(self) -> None:
+        if not self.recurrent:
+            raise NotImplementedError(
+                f"RecMamba has no recurrent form with model.padding={self.padding}; use padding=right"
+            )
 
     def _vectors(
         self, items: Int[Tensor, "*shape"], positions: Float[Tensor, "#*shape D"]

@@ -52,7 +52,8 @@ class PositionedEmbedding(nn.Module):
     """Item ids and their positions to vectors, normalised and then dropped: ``Drop(LN(E[ids] + P))``.
 
     Position 0 is the oldest item of what is given, so a history that is cut at its old end has all its positions
-    counted anew. `table` is also what states are scored against; row 0 stands at padded positions.
+    counted anew. `table` is also what states are scored against; row 0 stands at padded positions and learns nothing
+    there.
 
     Source:
         SASRec and its successors as RecBole has them: layer normalisation stands before dropout.
@@ -60,7 +61,7 @@ class PositionedEmbedding(nn.Module):
 
     def __init__(self, *, num_items: int, dim: int, max_length: int, dropout: float) -> None:
         super().__init__()
-        self.table = nn.Embedding(num_items + 1, dim)
+        self.table = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.positions = nn.Embedding(max_length, dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(dropout)
