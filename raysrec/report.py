@@ -1,6 +1,10 @@
-"""One table of any number of runs, with the popularity baseline beside every result; a page of them, or of a sweep."""
+"""One table of any number of runs, with the popularity baseline beside every result, and a page of them.
+
+A sweep stands for its trials; named alone, it has a page of its own.
+"""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +16,8 @@ from tabulate import tabulate, tabulate_formats
 from raysrec.command_line import run_verb
 from raysrec.pages import runs_page, write_sweep_page
 from raysrec.pages.published import DEFAULT
-from raysrec.pages.runs import other_rule
-from raysrec.place import AnyPath, Place
+from raysrec.pages.runs import named, other_rule, read_record, state_of
+from raysrec.place import AnyPath, Place, PlaceError
 from raysrec.progress import shown_cutoff
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.sweep import SweepDirectory
@@ -21,22 +25,26 @@ from raysrec.sweep import SweepDirectory
 Record = dict[str, Any]
 """What `metrics.json` of a finished run says."""
 
+PAGE = "report.html"
+"""Where the page is written, in the folder one works in, if no other place is named."""
+
 
 def print_runs(paths: Sequence[AnyPath], *, split: str = "test") -> None:
     """Print the table of these runs; the half-width of the 95 % interval stands beside each score."""
     print(table(paths, split=split))
-    for line in restarts(paths):
+    for line in remarks(paths):
         print(line)
 
 
-def restarts(paths: Sequence[AnyPath]) -> list[str]:
-    """A line for each time that a finished run had to go on, and why."""
-    return [
-        f"{Place.of(path).absolute().name}  {event['at']}  {event['text']}"
-        for path in paths
-        if (record := _record(path))
-        for event in record["training"].get("restarts", [])
-    ]
+def remarks(paths: Sequence[AnyPath]) -> list[str]:
+    """A line for each time that a finished run had to go on, and why, and for scores that cannot be read."""
+    lines = []
+    for name, run in named(paths):
+        problems: list[str] = []
+        record = read_record(run, problems) or {"training": {}}
+        lines += [f"{name}  {problem}" for problem in problems]
+        lines += [f"{name}  {event['at']}  {event['text']}" for event in record["training"].get("restarts", [])]
+    return lines
 
 
 def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple") -> str:
@@ -45,12 +53,12 @@ def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple
     Scores are those at 10; at the largest cut-off there is, if none of the runs computed them at 10.
 
     Args:
-        paths: Run directories; those that have not finished are listed as such.
+        paths: Run directories; those without scores are listed, and why.
         split: `test` or `validation`.
         style: A format of tabulate, for example `github`.
     """
-    records = [(Place.of(path).absolute().name, _record(path)) for path in paths]
-    finished = [(run, record) for run, record in records if record]
+    records = [(name, run, read_record(run, [])) for name, run in named(paths)]
+    finished = [(name, record) for name, _, record in records if record]
     names = [name for _, record in finished for name in record["splits"][split]["model"]]
     k = shown_cutoff(name for name in names if not name.startswith("coverage"))
     metrics = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", "coverage@10"]
@@ -62,13 +70,9 @@ def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple
             name = run + other_rule(record)
             rows.append([*_row(name, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
         rows.append(_row(f"popularity ({data})", runs[0][1]["splits"][split], "popularity", metrics))
-    rows += [[run, "not finished"] for run, record in records if not record]
+    rows += [[name, state_of(run, None)] for name, run, record in records if not record]
     headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
-
-
-def _record(path: AnyPath) -> Record | None:
-    return RunDirectory.open(path).metrics()
 
 
 def _ranked_on(record: Record) -> str:
@@ -109,25 +113,42 @@ def _cell(value: dict[str, float] | None) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the table of the runs that were named."""
-    paths = [place for name in arguments.runs for place in _folders(name)]
-    sweeps = [path for path in paths if SweepDirectory.is_sweep(path)]
-    if sweeps and (len(paths) > 1 or not arguments.page):
-        raise RunError(
-            f"{sweeps[0]}: is a sweep; name it alone and with --page FILE, or its trials as {sweeps[0]}/trials/*"
-        )
-    if sweeps:
-        print(write_sweep_page(sweeps[0], arguments.page))
-        return
-    if not paths:
+    """Print the table of the runs that were named, and write their page."""
+    folders = [place for name in arguments.runs for place in _folders(name)]
+    if not folders:
         raise RunError(f"{' '.join(arguments.runs)}: holds no run directory; runs are made by raysrec.train")
+    sweeps = [folder for folder in folders if SweepDirectory.is_sweep(folder)]
+    paths = [path for folder in folders for path in (_trials(folder) if folder in sweeps else [folder])]
     print(table(paths, split=arguments.split, style=arguments.format))
-    for line in restarts(paths) if arguments.format == "simple" else []:
+    for line in remarks(paths) if arguments.format == "simple" else []:
         print(line)
-    if arguments.page:
-        published = Path(arguments.published) if arguments.published else DEFAULT
-        Place.of(arguments.page).write(runs_page(paths, split=arguments.split, published=published))
-        print(f"page  {arguments.page}")
+    try:
+        page = _write_page(folders, sweeps, paths, arguments)
+    except (OSError, PlaceError) as error:
+        if arguments.page:
+            raise
+        print(f"the page cannot be written: {error}; name another place with --page FILE", file=sys.stderr)
+    else:
+        print(f"page  {page}", file=sys.stderr)
+
+
+def _write_page(
+    folders: Sequence[Place], sweeps: Sequence[Place], paths: Sequence[Place], arguments: argparse.Namespace
+) -> Place:
+    """Write the page of one sweep, or of the runs; where it is."""
+    if sweeps == folders and len(sweeps) == 1:
+        return write_sweep_page(sweeps[0], arguments.page)
+    place = Place.of(arguments.page or PAGE)
+    published = Path(arguments.published) if arguments.published else DEFAULT
+    place.write(runs_page(paths, split=arguments.split, published=published))
+    return place
+
+
+def _trials(sweep: Place) -> list[Place]:
+    """The runs of a sweep that were begun, in order."""
+    inside = SweepDirectory(sweep).runs.below(recursive=False)
+    folders = [sweep.at(info.path) for info in sorted(inside, key=lambda info: info.path)]
+    return [folder for folder in folders if RunDirectory(folder).config_file.is_file()]
 
 
 def _folders(name: str) -> list[Place]:
@@ -141,7 +162,9 @@ def _folders(name: str) -> list[Place]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="run directories, for example runs/* or 's3://bucket/runs/*'")
+    parser.add_argument(
+        "runs", nargs="+", help="directories of runs and sweeps, for example runs/* or 's3://bucket/runs/*'"
+    )
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)"
     )
@@ -152,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help="simple, github, latex, tsv or another format of tabulate (default: simple)",
     )
-    parser.add_argument("--page", metavar="FILE", help="also write an HTML page with plots, which opens offline")
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help=f"where the page goes, HTML with plots which opens offline (default: {PAGE}; a sweep's, in its folder)",
+    )
     parser.add_argument(
         "--published",
         metavar="FOLDER",

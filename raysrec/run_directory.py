@@ -13,6 +13,7 @@ runs/<name>/
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,10 @@ from raysrec.tensor_file import save_tensors
 
 FREE = ("scale.", "checkpoint.", "data.prepared", "storage.mlflow")
 """Settings that change no number, and may be others when a run goes on."""
+
+
+_TRIAL = re.compile(r"([^/]+)/trials/(trial-\d{3,})$")
+"""The end of the path of a run that a sweep has made."""
 
 
 class RunError(LastingError):
@@ -71,6 +76,19 @@ class RunDirectory:
         if not run.config_file.is_file():
             raise RunError(f"{path}: is no run, it has no config.yaml; name a folder that raysrec.train has written")
         return run
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What it is known by: its sweep's folder and its own if it is a trial; else its folder, and nothing."""
+        path = self.path.absolute().path.rstrip("/")
+        if trial := _TRIAL.search(path):
+            return trial[1], trial[2]
+        return path.rpartition("/")[2], ""
+
+    @property
+    def name(self) -> str:
+        """The same in one word, such as `ml-1m-recgrela` or `heads/trial-003`."""
+        return "/".join(filter(None, self.labels))
 
     @property
     def config_file(self) -> Place:

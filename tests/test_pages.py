@@ -149,7 +149,7 @@ def test_the_page_says_what_the_files_say(three):
     assert "2 finished, 1 not finished" in text
     assert f"{USERS} users ranked against {ITEMS} items" in text
     assert re.search(r"mamba4rec RecGRELA, Table 2 0\.3230 0\.1869", text)
-    assert re.search(r"going ml-1m sasrec 4\.0 of 4", text)
+    assert re.search(r"going not finished ml-1m sasrec 4\.0 of 4", text)
     assert "a worker was lost; starting again" in text
     assert "model.num_blocks" in text
 
@@ -185,6 +185,8 @@ def _library():
 def test_two_runs_of_one_folder_name_are_told_apart(tmp_path):
     paths = [run_folder(tmp_path / root / "run", seed=seed) for seed, root in enumerate(("one", "two"))]
     assert [run.name for run in read_runs(paths)] == ["one/run", "two/run"]
+    paths = [run_folder(tmp_path / root / "heads" / "trials" / "trial-001") for root in ("one", "two")]
+    assert [run.name for run in read_runs(paths)] == ["one/heads/trial-001", "two/heads/trial-001"]
 
 
 def test_a_page_of_nothing_finished_is_one(tmp_path):
@@ -217,10 +219,68 @@ def test_columns_of_numbers_stand_to_the_right():
     assert Table("", ["run", "score", "gate", "epoch"], rows).numeric == [False, True, False, True]
 
 
-def test_the_verb_writes_the_page_beside_the_table(three, monkeypatch, capsys, tmp_path):
+def test_the_verb_writes_the_page_here_or_where_it_is_told_to(three, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert say(monkeypatch, *three) == 0
+    assert capsys.readouterr().err == "page  report.html\n"
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert say(monkeypatch, *three, "--page", tmp_path / "new" / "page.html") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"page  {tmp_path / 'new' / 'page.html'}"
+    assert capsys.readouterr().err == f"page  {tmp_path / 'new' / 'page.html'}\n"
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_folder_that_nobody_may_write_to_takes_only_the_page(three, monkeypatch, capsys, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "report.html").mkdir()  # root may write anywhere, but not over a folder
+    monkeypatch.chdir(tmp_path / "full")
+    assert say(monkeypatch, three[0]) == 0
+    said = capsys.readouterr()
+    assert "worse" in said.out
+    assert re.search("the page cannot be written: .*; name another place with --page FILE", said.err)
+    assert say(monkeypatch, three[0], "--page", tmp_path / "full") == 2
+
+
+def test_what_a_run_left_that_is_no_record_is_said_and_the_others_are_compared(three, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((three[0] / "metrics.json").read_text())
+    for damaged, where in (
+        ({}, "data"),
+        ({"splits": {"test": {}}}, "splits.validation"),
+        ({"training": 3}, "training"),
+    ):
+        left = {key: value for key, value in record.items() if damaged} | damaged
+        (three[0] / "metrics.json").write_text(json.dumps(left))
+        assert say(monkeypatch, *three) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"^better +300 ", shown, re.MULTILINE)
+        assert re.search(r"^worse +damaged$", shown, re.MULTILINE)
+        assert re.search(rf"^worse  its metrics.json is damaged \({where}: ", shown, re.MULTILINE)
+        page = words_of((tmp_path / "report.html").read_text())
+        assert "1 finished, 1 damaged, 1 not finished" in page
+        assert f"its metrics.json is damaged ({where}: " in page
+
+
+def test_a_sweep_among_runs_stands_for_its_trials(three, monkeypatch, capsys, tmp_path):
+    sweep = tmp_path / "rates"
+    run_folder(sweep / "trials" / "trial-000", share=0.2, seed=4)
+    over = run_folder(sweep / "trials" / "trial-001", finished=False)
+    (over / "model").mkdir()
+    (over / "model" / "model.json").write_text(json.dumps({"num_items": ITEMS}))
+    run_folder(sweep / "trials" / "trial-002", finished=False)
+    (sweep / "trials" / "trial-003").mkdir()  # nothing of it was written yet
+    (sweep / "sweep.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert say(monkeypatch, *sorted(path for path in tmp_path.iterdir())) == 0
+    rows = [re.split("  +", line)[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows[:4]] == ["rates/trial-000", "better", "worse", "popularity (ml-1m)"]
+    assert rows[4:] == [
+        ["going", "not finished"],
+        ["rates/trial-001", "not ranked"],
+        ["rates/trial-002", "not finished"],
+    ]
+    page = words_of((tmp_path / "report.html").read_text())
+    assert "3 finished, 2 not finished, 1 not ranked" in page
+    assert "rates/trial-001 not ranked ml-1m" in page
 
 
 def test_a_folder_that_is_no_run_is_refused_before_a_page_is_written(three, tmp_path):

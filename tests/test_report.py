@@ -62,6 +62,11 @@ def cells(text):
     return [lines[0], *lines[2:]]
 
 
+@pytest.fixture(autouse=True)
+def _pages_lie_elsewhere(monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 def say(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:

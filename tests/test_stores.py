@@ -401,7 +401,7 @@ def test_googles_store_is_used_like_any_other(gs, tmp_path):
     assert not stored.directory.exists()
 
 
-def test_the_directory_of_a_run_in_a_store_is_one_like_any_other(s3, monkeypatch, capsys):
+def test_the_directory_of_a_run_in_a_store_is_one_like_any_other(s3, monkeypatch, capsys, tmp_path):
     config = validate({"model": {"name": "recgrela", "dim": 16}, "storage": {"root": f"{s3}/runs", "name": "one"}})
     run = RunDirectory(config.run_directory)
     with pytest.raises(RunError, match=r"is no run, it has no config\.yaml"):
@@ -421,10 +421,16 @@ def test_the_directory_of_a_run_in_a_store_is_one_like_any_other(s3, monkeypatch
     run.save_ranks(pa.table({"rank": [1, 2]}))
     with run.ranks_file.at_hand() as file:
         assert pq.read_table(file)["rank"].to_pylist() == [1, 2]
+    trial = RunDirectory(f"{s3}/runs/heads/trials/trial-000")
+    trial.start(config, "0123456789abcdef")
+    Place.of(f"{s3}/runs/heads/sweep.yaml").write("{}")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", f"{s3}/runs/*"])
     with pytest.raises(SystemExit, match="0"):
         run_verb(report.main, report._parser())
-    assert re.search(r"^one +not finished", capsys.readouterr().out, re.MULTILINE)
+    states = re.findall(r"^(\S+) +(not \w+)", capsys.readouterr().out, re.MULTILINE)
+    assert states == [("heads/trial-000", "not finished"), ("one", "not ranked")]
+    assert (tmp_path / "report.html").is_file()
     run.save_metrics({"splits": {}})
     assert json.loads(run.metrics_file.read_text()) == {"splits": {}}
     run.path.delete()

@@ -91,8 +91,9 @@ def test_the_verb_makes_the_page_of_a_sweep(folder, monkeypatch, capsys, tmp_pat
     assert say(folder, "--page", tmp_path / "page.html") == 0
     assert "Sweep sweep" in (tmp_path / "page.html").read_text()
     capsys.readouterr()
-    assert say(folder) == 2
-    assert "is a sweep; name it alone and with --page FILE" in capsys.readouterr().err
+    assert say(folder) == 0
+    assert capsys.readouterr().err == f"page  {folder / 'report.html'}\n"
+    assert "Sweep sweep" in (folder / "report.html").read_text()
 
 
 def test_the_parameter_that_decides_the_score_is_the_most_important():

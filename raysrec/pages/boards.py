@@ -24,7 +24,7 @@ POPULARITY_GROUPS = ((0.01, "top 1 %"), (0.05, "to 5 %"), (0.2, "to 20 %"), (0.5
 
 @dataclass(frozen=True)
 class Board:
-    """Finished runs that ranked the same targets, best first, and those on the same data that are not finished."""
+    """Finished runs that ranked the same targets, best first, and those on the same data without scores."""
 
     title: str
     rule: str

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
@@ -56,7 +57,9 @@ class Run:
     settings: Settings
     """Its configuration, with the defaults of this raysrec where it says nothing."""
     record: dict[str, Any] | None
-    """What `metrics.json` says; None while the run is not finished."""
+    """What `metrics.json` says; None where it says nothing that can be used."""
+    state: str
+    """`finished`; `not ranked` after a training, as most trials of a sweep; `not finished`; or `damaged`."""
     events: list[Event]
     """What counts of its log: of steps that were repeated after a restart, the last time."""
     restarts: list[Event]
@@ -86,31 +89,104 @@ class Run:
         return [event for event in self.events if event["kind"] == kind]
 
 
-def read_runs(paths: Iterable[AnyPath]) -> list[Run]:
-    """Read run directories, in the order given; two of the same folder name get the folder above theirs in front.
+class _Score(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    mean: float
+
+
+class _Split(BaseModel):
+    users: int
+    model: dict[str, _Score]
+    popularity: dict[str, _Score]
+
+
+class _Splits(BaseModel):
+    validation: _Split
+    test: _Split
+
+
+class _Training(BaseModel):
+    workers: int
+    seconds: float
+    best_epoch: int
+    seconds_to_best: float
+
+
+class _Record(BaseModel):
+    """What every `metrics.json` says; there may be more."""
+
+    data: str
+    training: _Training
+    splits: _Splits
+    split: dict[str, Any] = {}
+    evaluate: dict[str, Any] = {}
+
+
+def read_record(run: RunDirectory, problems: list[str]) -> dict[str, Any] | None:
+    """What `metrics.json` says; None if there is none, or if it is not what a run writes, which is a problem."""
+    if (found := _json(run.metrics_file, problems)) is None:
+        return None
+    try:
+        _Record.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, said = ".".join(map(str, first["loc"])), first["msg"]
+        problems.append(
+            f"its metrics.json is damaged ({where}: {said}); without it raysrec.evaluate ranks the run again"
+        )
+        return None
+    return found
+
+
+def state_of(run: RunDirectory, record: dict[str, Any] | None) -> str:
+    """How far a run is, by its files; see `Run.state`."""
+    if record:
+        return "finished"
+    if run.metrics_file.is_file():
+        return "damaged"
+    return "not ranked" if (run.model_directory / "model.json").is_file() else "not finished"
+
+
+def named(paths: Iterable[AnyPath]) -> list[tuple[str, RunDirectory]]:
+    """Run directories in the order given, each with its name; of two that are called alike the folder above says which.
 
     Raises:
         RunError: A folder is no run.
         PlaceError: A store fails.
     """
-    places = [Place.of(path).absolute() for path in paths]
-    names = [place.name for place in places]
-    return [
-        _read(place, name if names.count(name) == 1 else "/".join(place.path.rstrip("/").split("/")[-2:]))
-        for place, name in zip(places, names, strict=True)
-    ]
+    runs = [RunDirectory.open(Place.of(path).absolute()) for path in paths]
+    names = [run.name for run in runs]
+    return [(name if names.count(name) == 1 else _longer(run), run) for name, run in zip(names, runs, strict=True)]
 
 
-def _read(place: Place, name: str) -> Run:
-    run, problems = RunDirectory.open(place), list[str]()
+def _longer(run: RunDirectory) -> str:
+    """Its name with the folder above it, or above its sweep."""
+    _, trial = run.labels
+    above = run.path.path.rstrip("/").split("/")[: -3 if trial else -1]
+    return "/".join([*above[-1:], run.name])
+
+
+def read_runs(paths: Iterable[AnyPath]) -> list[Run]:
+    """Read run directories, in the order given.
+
+    Raises:
+        RunError: A folder is no run.
+        PlaceError: A store fails.
+    """
+    return [_read(run, name) for name, run in named(paths)]
+
+
+def _read(run: RunDirectory, name: str) -> Run:
+    problems, place = list[str](), run.path
     settings = _settings(run, problems)
-    record = _json(run.metrics_file, problems)
+    record = read_record(run, problems)
     events = read_events(place / "log.jsonl", problems)
     return Run(
         name=name,
         path=str(place),
         settings=settings,
         record=record,
+        state=state_of(run, record),
         events=kept_events(events),
         restarts=[event for event in events if event["kind"] in ("start", "failure")][1:],
         last_written=_time_of(place / "log.jsonl"),

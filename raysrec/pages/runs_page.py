@@ -1,5 +1,6 @@
 """The page of any number of runs: how they compare, how they learned, what they were, and what is missing."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,10 +54,11 @@ def runs_page(paths: Iterable[AnyPath], *, split: str = "test", published: Path 
     sections = [_section(board, printed) for board in found]
     unfinished = [run for run in runs if not run.record]
     if unfinished:
-        sections.append(Section("Not finished", [], [unfinished_part(unfinished, f"ndcg@{k}")]))
+        sections.append(Section("Without scores", [], [unfinished_part(unfinished, f"ndcg@{k}")]))
     if any(run.problems for run in runs):
         sections.append(Section("What could not be read", [], [problems_part(runs)]))
-    left = f", {len(unfinished)} not finished" if unfinished else ""
+    states = Counter(run.state for run in unfinished)
+    left = "".join(f", {count} {state}" for state, count in states.items())
     summary = {"runs": f"{len(finished)} finished{left}", "ranked": f"{split} items of every user, among all items"}
     return page(title or "Sequential recommenders compared", summary, sections)
 
@@ -76,7 +78,7 @@ def _about(board: Board) -> str:
     users = record["splits"][board.split]["users"]
     items = next((run.num_items for run in board.runs if run.num_items), None)
     among = f" against {items:,} items" if items else ""
-    left = f"; {words.count(len(board.unfinished), 'other')} not finished" if board.unfinished else ""
+    left = f"; {words.count(len(board.unfinished), 'other')} without scores" if board.unfinished else ""
     rule = f" {board.rule.capitalize()}." if board.rule else ""
     return f"{words.count(len(board.runs), 'finished run')}{left}. {users:,} users ranked{among}.{rule}"
 
@@ -264,4 +266,4 @@ def _numbers_of_groups(title: str, groups: Sequence[Group]) -> Table:
 
 
 def _key(runs: Sequence[Run], numbers: dict[str, int]) -> list[Cell]:
-    return [Cell(run.name + ("" if run.record else " (not finished)"), series=numbers[run.name]) for run in runs]
+    return [Cell(run.name + ("" if run.record else f" ({run.state})"), series=numbers[run.name]) for run in runs]

@@ -32,7 +32,7 @@ def what_they_were(runs: Sequence[Run], numbers: dict[str, int]) -> list[Part]:
 
 
 def unfinished_part(runs: Sequence[Run], metric: str) -> Part:
-    """How far the runs that are not finished have come."""
+    """How far the runs without scores have come."""
     rows = []
     for run in runs:
         steps, scores = run.of_kind("step"), curves.validation(run, metric, by="epoch")[1]
@@ -41,6 +41,7 @@ def unfinished_part(runs: Sequence[Run], metric: str) -> Part:
         rows.append(
             [
                 Cell(run.name),
+                Cell(run.state),
                 Cell(run.data),
                 Cell(run.model),
                 Cell(f"{reached} of {epochs}" if epochs else reached),
@@ -50,9 +51,11 @@ def unfinished_part(runs: Sequence[Run], metric: str) -> Part:
                 Cell(run.last_written),
             ]
         )
-    headers = ["run", "data", "model", "epochs", f"best validation {metric}", "trained for", "restarts", "log written"]
+    headers = ["run", "state", "data", "model", "epochs", f"best validation {metric}", "trained for", "restarts"]
+    headers.append("log written")
     explained = (
-        "These runs have no test scores: they go on, or ended before their end. The same command goes on with them."
+        "These runs have no test scores. The same command goes on with one that is not finished; raysrec.evaluate "
+        "ranks one that was trained and not ranked, as the trials of a sweep that are not its best."
     )
     return Part("How far they came", [explained], tables=[Table("Runs without scores", headers, rows)])
 
