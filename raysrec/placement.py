@@ -15,6 +15,9 @@ from raysrec.config import RunConfig, ScaleConfig
 READING_CPUS = 0.5
 """What a task that reads asks Ray for: it mostly waits for storage."""
 
+TASK_BYTES = 1 << 30
+"""What a task that prepares data may need, its process included."""
+
 Bundle = dict[str, float]
 """What must be free together on one machine, by the names that Ray has for it."""
 
@@ -47,9 +50,24 @@ def reading_options(scale: ScaleConfig) -> dict[str, Any]:
     return {"num_cpus": READING_CPUS, "resources": dict(scale.data_resources)} | at_once
 
 
-def task_options(scale: ScaleConfig) -> dict[str, Any]:
-    """What Ray is told of a task that prepares data."""
-    return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+def task_bundle(scale: ScaleConfig) -> Bundle:
+    """What each task asks for that prepares data."""
+    return {"CPU": 1.0} | scale.data_resources
+
+
+def task_options(scale: ScaleConfig, machines: "Machines") -> dict[str, Any]:
+    """What Ray is told of such a task: of a machine it takes a CPU and memory, so that no more run there than fit.
+
+    An autoscaler starts no machine for memory that its configuration does not declare (Google's `ray up`, for one);
+    where one of that kind may come, CPUs alone are asked for.
+    """
+    options: dict[str, Any] = {"num_cpus": 1, "resources": dict(scale.data_resources)}
+    kinds = [*machines.there, *(of for _, of in machines.may_come.values())]
+    memory = [kind.get("memory", 0) for kind in kinds if not_placed([task_bundle(scale)], [kind]) is None]
+    if not memory or not all(memory):
+        return options
+    # Where even the largest machine has less, a task takes all of it.
+    return options | {"memory": int(min(TASK_BYTES, max(memory)))}
 
 
 def model_bundle(scale: ScaleConfig, *, use_gpu: bool) -> Bundle:

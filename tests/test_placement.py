@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from raysrec.command_line import ConfigError, validate
 from raysrec.config import ScaleConfig
 from raysrec.placement import (
+    TASK_BYTES,
     Machines,
     asked_for,
     data_bundles,
@@ -25,6 +26,9 @@ from raysrec.placement import (
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0, "memory": 1e10}
 DATA_NODE = {"CPU": 16.0, "data": 1000.0}
 ON_GPUS = ScaleConfig(workers=2, device="cuda", cpus_per_worker=7, data_cpus=12, data_resources={"data": 0.001})
+HEAD = {"memory": 2.0**34}
+ROOMY = DATA_NODE | {"memory": 2.0**36}
+SMALL = DATA_NODE | {"memory": 2.0**29}
 
 
 def test_a_laptop_is_asked_for_little():
