@@ -30,6 +30,7 @@ from raysrec.model_actors import done_by_actors
 from raysrec.models import SequenceModel
 from raysrec.nodes import wait_for_nodes
 from raysrec.objective import choose_loss
+from raysrec.placement import scale_to_rank
 from raysrec.ranking import rank_of_target, top_items
 from raysrec.report import print_runs
 from raysrec.run_directory import RunDirectory, RunError
@@ -157,7 +158,7 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
     make = partial(Ranker, str(run.path.absolute()), str(data.directory.absolute()), config.model_dump_json())
     recommended = {split: np.zeros(data.manifest.num_items + 1, dtype=bool) for split in HELD_OUT}
     tables: dict[str, list[pa.Table]] = {split: [] for split in HELD_OUT}
-    for found in done_by_actors(make, units_of(data, config), config.scale):
+    for found in done_by_actors(make, units_of(data, config), scale_to_rank(config)):
         for split, ranked in found.items():
             recommended[split][ranked.top.ravel()] = True
             tables[split].append(_rank_table(split, ranked))
@@ -245,7 +246,7 @@ def main(arguments: argparse.Namespace) -> None:
     trained = None if record else _trained(run)
     data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
     with ray_session(config.scale):
-        wait_for_nodes([data.directory, run.path], config.scale, workers=1)
+        wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
         if trained:
             rank(run, data, config, trained)
         elif record:

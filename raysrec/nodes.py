@@ -13,7 +13,8 @@ from typing import Any
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place
-from raysrec.resources import wait_for_room
+from raysrec.placement import task_options
+from raysrec.resources import machines, wait_for_room
 from raysrec.runtime import ClusterError, in_cluster, job_folder
 from raysrec.versions import differences, look_around, versions_here
 
@@ -91,6 +92,26 @@ def wait_for_nodes(
     return room
 
 
+def wait_for_data_nodes(places: Sequence[Place], scale: ScaleConfig) -> dict[str, Any]:
+    """Return when the cluster has room for tasks that prepare data, on machines that can do their part.
+
+    One task is enough: Ray Data asks for more room while there is more to do. Call inside `ray_session`.
+
+    Args:
+        places: What tasks read and write.
+        scale: On which machines, and for how long to wait.
+
+    Returns:
+        What each task is to ask Ray for.
+
+    Raises:
+        ClusterError: The cluster came to have no room, or a machine cannot do its part.
+    """
+    if in_cluster():
+        wait_for_nodes(places, scale.model_copy(update={"device": "cpu", "data_cpus": 0.0}), workers=1)
+    return task_options(scale, machines())
+
+
 def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:
     """Nothing if all machines, by their addresses, can do their part.
 
@@ -110,8 +131,9 @@ def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:
     if blind:
         folder = next(iter(blind.values()))[0]
         raise ClusterError(
-            f"{folder} is not there on {_some(blind)}; keep data.prepared and storage.root where all machines reach "
-            "them: in a store (s3://…), or in a file system that they share"
+            f"{folder} is not there on {_some(blind)}; keep what is read and written (data.source, data.prepared, "
+            "storage.root, --output) where all machines reach it: in a store (s3://…), or in a file system that they "
+            "share"
         )
 
 

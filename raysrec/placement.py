@@ -15,6 +15,9 @@ from raysrec.config import RunConfig, ScaleConfig
 READING_CPUS = 0.5
 """What a task that reads asks Ray for: it mostly waits for storage."""
 
+TASK_BYTES = 1 << 30
+"""What a task that prepares data may need, its process included."""
+
 Bundle = dict[str, float]
 """What must be free together on one machine, by the names that Ray has for it."""
 
@@ -39,6 +42,14 @@ def scale_to_train(config: RunConfig) -> ScaleConfig:
     return config.scale.model_copy(update={"data_cpus": (config.scale.data_cpus or READING_CPUS) + 1})
 
 
+def scale_to_rank(config: RunConfig) -> ScaleConfig:
+    """The scale that a finished run is ranked on, and recommends: without GPUs where others can do it, and reading."""
+    device = config.evaluate.device
+    if device == "auto":
+        device = "cpu" if config.scale.data_resources else config.scale.device
+    return config.scale.model_copy(update={"device": device, "data_cpus": 0.0})
+
+
 def reading_options(scale: ScaleConfig) -> dict[str, Any]:
     """What Ray Data is told of the tasks that read for one training worker."""
     at_once = {}
@@ -47,9 +58,24 @@ def reading_options(scale: ScaleConfig) -> dict[str, Any]:
     return {"num_cpus": READING_CPUS, "resources": dict(scale.data_resources)} | at_once
 
 
-def task_options(scale: ScaleConfig) -> dict[str, Any]:
-    """What Ray is told of a task that prepares data."""
-    return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+def task_bundle(scale: ScaleConfig) -> Bundle:
+    """What each task asks for that prepares data."""
+    return {"CPU": 1.0} | scale.data_resources
+
+
+def task_options(scale: ScaleConfig, machines: "Machines") -> dict[str, Any]:
+    """What Ray is told of such a task: of a machine it takes a CPU and memory, so that no more run there than fit.
+
+    An autoscaler starts no machine for memory that its configuration does not declare (Google's `ray up`, for one);
+    where one of that kind may come, CPUs alone are asked for.
+    """
+    options: dict[str, Any] = {"num_cpus": 1, "resources": dict(scale.data_resources)}
+    kinds = [*machines.there, *(of for _, of in machines.may_come.values())]
+    memory = [kind.get("memory", 0) for kind in kinds if not_placed([task_bundle(scale)], [kind]) is None]
+    if not memory or not all(memory):
+        return options
+    # Where even the largest machine has less, a task takes all of it.
+    return options | {"memory": int(min(TASK_BYTES, max(memory)))}
 
 
 def model_bundle(scale: ScaleConfig, *, use_gpu: bool) -> Bundle:
@@ -70,14 +96,15 @@ def in_words(bundle: Mapping[str, float]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "nothing"
 
 
-def asked_for(scale: ScaleConfig, *, use_gpu: bool) -> str:
-    """What a run asks a cluster for."""
+def asked_for(config: RunConfig, *, use_gpu: bool) -> str:
+    """What a run asks a cluster for, whose workers have GPUs or not."""
+    scale, ranks_on = scale_to_train(config), scale_to_rank(config).device
     least, most = scale.min_workers, scale.max_workers
     workers = f"{most}" if least == most else f"{least} to {most}"
     reading = total(data_bundles(scale))
     together = "on few machines" if scale.placement == "pack" else "on many machines"
-    preparing = in_words({"CPU": 1.0} | scale.data_resources)
-    ranking = in_words(model_bundle(scale, use_gpu=use_gpu))
+    preparing = in_words(task_bundle(scale))
+    ranking = in_words(model_bundle(scale, use_gpu=use_gpu if ranks_on == "auto" else ranks_on == "cuda"))
     tasks = f"{preparing} a task to prepare and rank"
     if ranking != preparing:
         tasks = f"{preparing} a task to prepare, {ranking} to rank"

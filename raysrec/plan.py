@@ -12,7 +12,7 @@ from raysrec.memory import estimate
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import choose_loss
 from raysrec.ops import kernels
-from raysrec.placement import asked_for, scale_to_train
+from raysrec.placement import asked_for
 from raysrec.runtime import threads_per_worker
 
 
@@ -69,7 +69,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     yield "engine", f"{config.engine.name}{stage}, {chosen}"
     threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
     yield "workers", f"{_workers(config.scale)} on {device}{threads}, {config.data.num_streams} streams"
-    yield "asks for", asked_for(scale_to_train(config), use_gpu=use_gpu)
+    yield "asks for", asked_for(config, use_gpu=use_gpu)
     yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
 
 

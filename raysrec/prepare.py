@@ -20,10 +20,11 @@ from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import fingerprint_of, hash_source, prepared_folder, stamp_of
 from raysrec.data.in_memory import prepare_in_memory
 from raysrec.data.publishing import appearing_by_parts, appearing_whole
+from raysrec.data.sources import source_places
 from raysrec.data.splits import HELD_OUT
 from raysrec.data.tasks import run_with_ray
 from raysrec.data.writing import write_manifest
-from raysrec.nodes import refuse_fleeting
+from raysrec.nodes import refuse_fleeting, wait_for_data_nodes
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.runtime import ray_session
@@ -41,13 +42,15 @@ def prepare(
 
     Args:
         config: Source, rules, and the folder under which prepared data sets are kept.
-        scale: The Ray in which a large source is prepared, if none runs yet.
+        scale: The Ray in which a large source is prepared, if none runs yet; on which of its machines, and for how
+            long they are waited for.
         progress: Is told in one line what is done next.
 
     Raises:
         SourceError: The source cannot be read.
         PlaceError: What is prepared is to be kept in a store that fails, or has no such bucket.
         ValueError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
+        ClusterError: The cluster came to have no room, or a machine cannot do its part.
     """
     stamp, source = stamp_of(config), hash_source(config)
     fingerprint = fingerprint_of(config, source)
@@ -68,9 +71,10 @@ def prepare(
     facts = {"name": config.name, "fingerprint": fingerprint, "source": source}
     if is_distributed(config):
         progress(f"preparing {config.source} in tasks")
-        run = partial(run_with_ray, bar=partial(stage, say=progress), scale=scale)
         cpus = len(os.sched_getaffinity(0))
         with ray_session(scale, cpus=cpus), appearing_by_parts(folder, is_whole=is_whole) as directory:
+            options = wait_for_data_nodes([directory, *source_places(config)], scale)
+            run = partial(run_with_ray, bar=partial(stage, say=progress), options=options)
             written = prepare_in_tasks(config, directory, run, after_reading=refuse_changed)
             write_manifest(written, config, facts, directory)
     else:

@@ -20,11 +20,13 @@ from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users,
 from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of
+from raysrec.data.sources import source_places
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
-from raysrec.nodes import refuse_in_job_folder, wait_for_nodes
+from raysrec.nodes import refuse_in_job_folder, wait_for_data_nodes, wait_for_nodes
 from raysrec.place import Place
+from raysrec.placement import scale_to_rank
 from raysrec.progress import stage
 from raysrec.recommend_request import (
     FILE_KEYS,
@@ -130,9 +132,11 @@ def _users_in(users: DataConfig, data: PreparedData, folder: RecommendationFolde
 
 
 def _deal(users: DataConfig, data: PreparedData, folder: RecommendationFolder, scale: ScaleConfig | None) -> DealtUsers:
-    bar = partial(stage, say=_say)
-    run = partial(run_with_ray, bar=bar, scale=scale) if scale else partial(run_here, bar=bar)
     before = stamp_of(users)
+    run = partial(run_here, bar=partial(stage, say=_say))
+    if scale:
+        options = wait_for_data_nodes([folder.work, *source_places(users)], scale)
+        run = partial(run_with_ray, bar=partial(stage, say=_say), options=options)
     try:
         with about_file():
             dealt = deal_users(users, data.item_ids(), folder.room_to_deal(), run)
@@ -155,9 +159,10 @@ def _write_parts(
         _say(f"going on: {len(parts)} of {len(units)} parts are there")
     if not missing:
         return parts
-    with ray_session(config.scale), stage("recommending", len(missing), say=_say) as done:
-        wait_for_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], config.scale, workers=1)
-        for number, counts in done_by_actors(partial(Recommender, wanted), missing, config.scale):
+    scale = scale_to_rank(config)
+    with ray_session(scale), stage("recommending", len(missing), say=_say) as done:
+        wait_for_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], scale, workers=1)
+        for number, counts in done_by_actors(partial(Recommender, wanted), missing, scale):
             parts[number] = counts
             done()
     return parts

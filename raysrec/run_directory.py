@@ -39,7 +39,7 @@ from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
 from raysrec.tensor_file import save_tensors
 
-FREE = ("scale.", "checkpoint.", "data.prepared", "storage.mlflow")
+FREE = ("scale.", "checkpoint.", "data.prepared", "evaluate.device", "storage.mlflow")
 """Settings that change no number, and may be others when a run goes on."""
 
 

@@ -19,6 +19,7 @@ from raysrec.data.interactions import INTERACTIONS_SCHEMA
 from raysrec.data.synthetic import blocks, settings_json, synthesize_block
 from raysrec.data.tasks import run_with_ray
 from raysrec.errors import LastingError
+from raysrec.nodes import wait_for_data_nodes
 from raysrec.place import Place
 from raysrec.progress import stage
 from raysrec.runtime import ray_session
@@ -53,9 +54,11 @@ def write_block(config: SyntheticConfig, block: int, folder: Place) -> int:
 def synthesize_to(config: RunConfig, folder: Place, *, say: Callable[[str], None]) -> int:
     """Write all blocks on Ray; how many interactions there are."""
     work = [(block,) for block in range(blocks(config.data.synthetic))]
+    if folder.is_local:
+        folder.local.mkdir(parents=True, exist_ok=True)  # so that other machines can be asked whether they see it
     with ray_session(config.scale):
-        written = run_with_ray("writing", partial(_written, config, folder), work, bar=partial(stage, say=say))
-        return sum(written)
+        bar, options = partial(stage, say=say), wait_for_data_nodes([folder], config.scale)
+        return sum(run_with_ray("writing", partial(_written, config, folder), work, bar=bar, options=options))
 
 
 def _written(config: RunConfig, folder: Place, block: int) -> Iterator[int]:

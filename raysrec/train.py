@@ -26,7 +26,7 @@ from raysrec.mailbox import Event, Mailbox
 from raysrec.mlflow_tracking import require_mlflow
 from raysrec.nodes import refuse_fleeting, wait_for_nodes
 from raysrec.placement import room as said_of_room
-from raysrec.placement import scale_to_train, worker_bundle
+from raysrec.placement import scale_to_rank, scale_to_train, worker_bundle
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
@@ -75,7 +75,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     with ray_session(scale):
         room = wait_for_nodes([data.directory, run.path], scale, keep=True)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
-        rank(run, data, config, learn(run, data, config, room=room))
+        state = learn(run, data, config, room=room)
+        wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
+        rank(run, data, config, state)
     return run
 
 

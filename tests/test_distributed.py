@@ -294,6 +294,7 @@ def _tasks_here(monkeypatch):
         yield
 
     monkeypatch.setattr("raysrec.prepare.ray_session", no_session)
+    monkeypatch.setattr("raysrec.prepare.wait_for_data_nodes", lambda *_: {})
     monkeypatch.setattr("raysrec.prepare.run_with_ray", run_here)
 
 

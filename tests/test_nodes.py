@@ -56,7 +56,7 @@ def test_machines_that_are_alike_may_work():
         ),
         (
             {"10.0.0.1": answer(), "10.0.0.2": look_around(["/", "/nowhere/prepared"])},
-            "/nowhere/prepared is not there on 10.0.0.2; keep data.prepared and storage.root where all machines reach",
+            "/nowhere/prepared is not there on 10.0.0.2; keep what is read and written (data.source, data.prepared, ",
         ),
     ],
 )

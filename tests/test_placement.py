@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from raysrec.command_line import ConfigError, validate
 from raysrec.config import ScaleConfig
 from raysrec.placement import (
+    TASK_BYTES,
     Machines,
     asked_for,
     data_bundles,
@@ -17,6 +18,7 @@ from raysrec.placement import (
     not_placed,
     reading_options,
     room,
+    scale_to_rank,
     task_options,
     total,
     worker_bundle,
@@ -24,7 +26,14 @@ from raysrec.placement import (
 
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0, "memory": 1e10}
 DATA_NODE = {"CPU": 16.0, "data": 1000.0}
+HEAD = {"memory": 2.0**34}
+ROOMY = DATA_NODE | {"memory": 2.0**36}
+SMALL = DATA_NODE | {"memory": 2.0**29}
 ON_GPUS = ScaleConfig(workers=2, device="cuda", cpus_per_worker=7, data_cpus=12, data_resources={"data": 0.001})
+
+
+def run_on(scale, **evaluate):
+    return validate({"model": {"name": "sasrec"}, "scale": scale.model_dump(), "evaluate": evaluate})
 
 
 def test_a_laptop_is_asked_for_little():
@@ -32,8 +41,12 @@ def test_a_laptop_is_asked_for_little():
     assert worker_bundle(scale, use_gpu=False) == {"CPU": 1.0}
     assert data_bundles(scale) == [{"CPU": 0.5}]
     assert reading_options(scale) == {"num_cpus": 0.5, "resources": {}}
-    assert task_options(scale) == {"num_cpus": 1, "resources": {}}
-    assert asked_for(scale, use_gpu=False) == (
+    assert task_options(scale, Machines([{"CPU": 2.0, "memory": 2.0**34}], {})) == {
+        "num_cpus": 1,
+        "resources": {},
+        "memory": TASK_BYTES,
+    }
+    assert asked_for(run_on(scale), use_gpu=False) == (
         "1 x 1 CPU to train, on few machines; 0.5 CPUs to read; 1 CPU a task to prepare and rank"
     )
 
@@ -43,21 +56,61 @@ def test_gpus_train_and_other_machines_do_the_rest():
     assert data_bundles(ON_GPUS) == [{"CPU": 1.0, "data": 0.001}] * 12
     # 12 CPUs for two workers, tasks of half a CPU.
     assert reading_options(ON_GPUS) == {"num_cpus": 0.5, "resources": {"data": 0.001}, "concurrency": 12}
-    assert task_options(ON_GPUS) == {"num_cpus": 1, "resources": {"data": 0.001}}
-    assert model_options(ON_GPUS, use_gpu=True) == {"num_cpus": 1, "num_gpus": 1.0}
-    # Ranked where there are no GPUs: raysrec.evaluate RUN scale.device=cpu.
-    assert model_options(ON_GPUS, use_gpu=False) == {"num_cpus": 1, "resources": {"data": 0.001}}
-    assert asked_for(ON_GPUS, use_gpu=True) == (
+    assert task_options(ON_GPUS, Machines([DATA_NODE], {})) == {"num_cpus": 1, "resources": {"data": 0.001}}
+    assert asked_for(run_on(ON_GPUS), use_gpu=True) == (
         "2 x 7 CPUs and 1 GPU to train, on few machines; 12 CPUs and 0.012 data to read; "
-        "1 CPU and 0.001 data a task to prepare, 1 CPU and 1 GPU to rank"
+        "1 CPU and 0.001 data a task to prepare and rank"
     )
+    assert asked_for(run_on(ON_GPUS, device="cuda"), use_gpu=True).endswith(
+        "; 1 CPU and 0.001 data a task to prepare, 1 CPU and 1 GPU to rank"
+    )
+    assert model_options(ON_GPUS, use_gpu=True) == {"num_cpus": 1, "num_gpus": 1.0}
+    assert model_options(ON_GPUS, use_gpu=False) == {"num_cpus": 1, "resources": {"data": 0.001}}
+
+
+@pytest.mark.parametrize(
+    ("scale", "chosen", "expected"),
+    [
+        (ScaleConfig(), "auto", "auto"),
+        (ScaleConfig(device="cuda"), "auto", "cuda"),
+        (ScaleConfig(device="cuda"), "cpu", "cpu"),
+        (ScaleConfig(device="cpu"), "cuda", "cuda"),
+        # Machines for data are named, and rank.
+        (ON_GPUS, "auto", "cpu"),
+        (ON_GPUS, "cuda", "cuda"),
+    ],
+)
+def test_ranking_goes_to_machines_for_data_unless_gpus_are_chosen(scale, chosen, expected):
+    ranked_on = scale_to_rank(run_on(scale, device=chosen))
+    assert ranked_on.device == expected
+    assert data_bundles(ranked_on) == [{"CPU": 0.5} | scale.data_resources]
+
+
+@pytest.mark.parametrize(
+    ("there", "may_come", "expected"),
+    [
+        ([HEAD, ROOMY], {}, TASK_BYTES),
+        # Less than a task may need, and no machine has more.
+        ([SMALL], {}, 2**29),
+        ([SMALL, ROOMY], {}, TASK_BYTES),
+        # That without `data` is asked for no task.
+        ([SMALL, {"CPU": 8.0, "memory": 2.0**34}], {}, 2**29),
+        ([HEAD], {"data": (8, ROOMY)}, TASK_BYTES),
+        # An autoscaler that does not know its memory would not start it.
+        ([HEAD, ROOMY], {"data": (8, DATA_NODE), "gpu": (8, GPU_NODE)}, None),
+        ([HEAD, ROOMY], {"data": (8, ROOMY), "gpu": (8, {"CPU": 8.0, "GPU": 1.0})}, TASK_BYTES),
+        ([HEAD], {}, None),
+    ],
+)
+def test_a_task_takes_memory_where_machines_that_have_it_declare_it(there, may_come, expected):
+    assert task_options(ON_GPUS, Machines(there, may_come)).get("memory") == expected
 
 
 def test_elastic_workers_and_other_resources_are_said():
     scale = ScaleConfig.model_validate(
         {"workers": {"min": 1, "max": 4}, "placement": "spread", "resources_per_worker": {"big": 2}}
     )
-    assert asked_for(scale, use_gpu=False).startswith("1 to 4 x 1 CPU and 2 big to train, on many machines; ")
+    assert asked_for(run_on(scale), use_gpu=False).startswith("1 to 4 x 1 CPU and 2 big to train, on many machines; ")
 
 
 @pytest.mark.parametrize(

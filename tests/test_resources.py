@@ -8,9 +8,9 @@ import pytest
 
 from raysrec import nodes, resources
 from raysrec.config import ScaleConfig
-from raysrec.nodes import check_nodes
+from raysrec.nodes import check_nodes, wait_for_data_nodes
 from raysrec.place import Place
-from raysrec.placement import room
+from raysrec.placement import TASK_BYTES, room
 from raysrec.resources import machines, wait_for_room
 from raysrec.runtime import ClusterError, ray_session
 from raysrec.versions import versions_here
@@ -68,6 +68,13 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             wait_for_room(
                 ScaleConfig(resources_per_worker={"own": 2}, data_resources={"big": 0.001}, wait_s=0), say=said.append
             )
+
+        options = wait_for_data_nodes([Place.of(tmp_path)], ScaleConfig(workers=8, device="cuda", data_cpus=9))
+        assert options == {"num_cpus": 1, "resources": {}, "memory": TASK_BYTES}
+        with pytest.raises(
+            ClusterError, match=r"but 1 workers and reading need 1\.5 CPUs and 0\.002 big; that has not"
+        ):
+            wait_for_data_nodes([], ScaleConfig(data_resources={"big": 0.001}, wait_s=0))
 
         # Another job holds a CPU for a while.
         said.clear()

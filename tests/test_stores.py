@@ -142,6 +142,7 @@ def test_what_tasks_prepare_in_a_store_equals_what_is_prepared_here(source, s3, 
         yield
 
     monkeypatch.setattr("raysrec.prepare.ray_session", no_session)
+    monkeypatch.setattr("raysrec.prepare.wait_for_data_nodes", lambda *_: {})
     monkeypatch.setattr("raysrec.prepare.run_with_ray", run_here)
     monkeypatch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", 500)
     here = prepare(data_config(str(source), tmp_path / "prepared"))

@@ -104,6 +104,9 @@ class EvaluateConfig(Section):
     concurrent: bool = False
     """Validate while the next epoch is learned, in processes that ask for a CPU each where data is read (no GPU), and
     not in the training workers, which would wait. The same weights are chosen; patience runs out an epoch later."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """On what a finished run is ranked, and recommends. `auto` takes the CPUs of machines that have
+    `scale.data_resources`, so that GPUs are free when training ends; where none are named, it is `scale.device`."""
     batch_tokens: Count = 8_192
     """Positions (padding included) encoded at once; a few thousand stay in a CPU's cache, a GPU wants more."""
     items_per_chunk: Count = 65_536

@@ -14,6 +14,7 @@ from raysrec.data.netflix import read_netflix
 from raysrec.data.parquet import read_parquet
 from raysrec.data.synthetic import synthesize
 from raysrec.data.text import read_text
+from raysrec.place import Place
 
 _READERS = {"text": read_text, "json_lines": read_json_lines, "parquet": read_parquet, "netflix": read_netflix}
 
@@ -59,6 +60,15 @@ def source_files(config: DataConfig) -> list[SourceFile]:
     except SourceError as error:
         raise SourceError(f"{error}{hint}") from None
     return [file for files in found for file in files]
+
+
+def source_places(config: DataConfig) -> list[Place]:
+    """Where the source lies, as far as another machine need be asked whether it sees it: its first file.
+
+    Raises:
+        SourceError: There is no such file.
+    """
+    return [file.place for file in source_files(config)[:1]]
 
 
 def nothing_read(config: DataConfig) -> SourceError:

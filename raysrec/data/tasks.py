@@ -1,22 +1,17 @@
 """A function of each piece of work: done by Ray Data's tasks in a cluster, or here, one after the other.
 
-Ray Data starts no more tasks than fit, tries again what was lost with a machine, and hands results over as they come.
+Ray Data starts no more tasks than fit, asks an autoscaler for machines while there are more, tries again what was lost
+with a machine, and hands results over as they come.
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from raysrec.config import ScaleConfig
-from raysrec.placement import task_options
-
-TASK_BYTES = 1 << 30
-"""What a task may need, its process included; so many run at once as the cluster has memory and CPUs for."""
-
-_ANYWHERE = ScaleConfig()
+_ANYWHERE: Mapping[str, Any] = {"num_cpus": 1}
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Shows a stage of so many tasks; what it gives is called when one is done."""
@@ -30,9 +25,9 @@ Run = Callable[[str, Do, Sequence[tuple[Any, ...]]], Iterator[Any]]
 
 
 def run_here(
-    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, scale: ScaleConfig = _ANYWHERE
+    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, options: Mapping[str, Any] = _ANYWHERE
 ) -> Iterator[Any]:
-    """One after the other in this process, whatever the scale; for tests and debuggers, and where there is little."""
+    """One after the other in this process, whatever they ask for; for tests, debuggers, and where there is little."""
     with bar(name, len(work)) as done:
         for arguments in work:
             yield from do(*arguments)
@@ -40,16 +35,16 @@ def run_here(
 
 
 def run_with_ray(
-    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, scale: ScaleConfig = _ANYWHERE
+    name: str, do: Do, work: Sequence[tuple[Any, ...]], *, bar: Bar, options: Mapping[str, Any] = _ANYWHERE
 ) -> Iterator[Any]:
-    """Anywhere in the cluster; call inside a `ray_session`.
+    """Anywhere in the cluster, as many at once as it has room for by then; call inside a `ray_session`.
 
     Args:
         name: Of the stage, as it is shown.
         do: What a task does; it is done twice if a machine is lost.
         work: Arguments of each task.
         bar: Shows the stage.
-        scale: On which machines.
+        options: What each task asks Ray for (`placement.task_options`).
 
     Raises:
         ValueError: The first one in the order of the work, whichever came first.
@@ -59,7 +54,7 @@ def run_with_ray(
 
     rows = [{"arguments": pickle.dumps(arguments)} for arguments in work]
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Task(do), batch_size=None, batch_format="numpy", concurrency=tasks_at_once(), **task_options(scale)
+        _Task(do), batch_size=None, batch_format="numpy", **options
     )
     # Errors, too, must not depend on which task ends first.
     results.context.execution_options.preserve_order = True
@@ -74,14 +69,6 @@ def run_with_ray(
                     raise result
                 else:
                     yield result
-
-
-def tasks_at_once() -> int:
-    """As many as the cluster has CPUs and memory for; at least one."""
-    import ray
-
-    resources = ray.cluster_resources()
-    return int(max(1, min(resources.get("CPU", 1), resources.get("memory", TASK_BYTES) // TASK_BYTES)))
 
 
 class _Done:
