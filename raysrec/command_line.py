@@ -20,6 +20,7 @@ from raysrec.errors import LastingError
 from raysrec.models import MODELS
 from raysrec.place import AnyPath
 from raysrec.schema import Section
+from raysrec.stopping import ends_when_terminated
 
 
 class ConfigError(LastingError):
@@ -100,9 +101,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2."""
+    """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2.
+
+    Ended by SIGTERM, at whatever point, it exits with `STOPPED`.
+    """
     try:
-        main(parser.parse_intermixed_args())  # options and settings in any order
+        with ends_when_terminated():
+            main(parser.parse_intermixed_args())  # options and settings in any order
     except (ValueError, OSError) as error:
         if isinstance(error, ValidationError):
             raise

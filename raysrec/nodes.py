@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raysrec.autoscaling import to_come
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place
@@ -109,7 +110,7 @@ def wait_for_data_nodes(places: Sequence[Place], scale: ScaleConfig) -> dict[str
     """
     if in_cluster():
         wait_for_nodes(places, scale.model_copy(update={"device": "cpu", "data_cpus": 0.0}), workers=1)
-    return task_options(scale, machines())
+    return task_options(scale, machines(), to_come())
 
 
 def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:

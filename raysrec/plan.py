@@ -4,16 +4,48 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
+from raysrec.autoscaling import to_come
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.loader import positions_per_target, targets_per_epoch
 from raysrec.losses import chunk_sizes
 from raysrec.memory import estimate
+from raysrec.mlflow_tracking import require_mlflow
 from raysrec.models import SequenceModel, build_model
+from raysrec.nodes import refuse_fleeting
 from raysrec.objective import choose_loss
 from raysrec.ops import kernels
-from raysrec.placement import asked_for
-from raysrec.runtime import threads_per_worker
+from raysrec.placement import asked_for, room, scale_to_train
+from raysrec.resources import machines
+from raysrec.run_directory import RunError
+from raysrec.runtime import in_cluster, ray_session, threads_per_worker, wants_gpu
+
+
+def refuse_impossible(config: RunConfig) -> None:
+    """Nothing, unless it can be said before anything starts that this cannot be trained.
+
+    Raises:
+        RunError: There are more workers than streams.
+        ClusterError: What it writes would go with the job.
+        TrackingError: The configuration names an MLflow server, and MLflow is not installed.
+    """
+    if config.scale.max_workers > config.data.num_streams:
+        raise RunError(
+            f"scale.workers={config.scale.max_workers} exceeds data.num_streams={config.data.num_streams}, and a "
+            "stream is served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
+        )
+    refuse_fleeting(config)
+    require_mlflow(config)
+
+
+def plan_here(config: RunConfig, data: PreparedData | None) -> str:
+    """The plan, and where there is a cluster, whether it has room for that or ever will; starts nothing."""
+    if not in_cluster():
+        return plan(config, data, use_gpu=config.scale.device == "cuda")
+    with ray_session(config.scale):
+        use_gpu = wants_gpu(config.scale)
+        cluster = room(scale_to_train(config), machines(), to_come(), use_gpu=use_gpu)
+        return plan(config, data, use_gpu=use_gpu, cluster=cluster)
 
 
 def plan(config: RunConfig, data: PreparedData | None, *, use_gpu: bool = False, cluster: str = "") -> str:

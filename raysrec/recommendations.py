@@ -8,6 +8,7 @@ and `_manifest.json` comes last. A part's counts stand in its own footer: whoeve
 """
 
 import json
+import re
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,12 +98,15 @@ class RecommendationFolder:
         if self.place.is_file():
             raise FolderError(f"--output {self.place}: is a file; name a folder that is to be made")
         if fresh:
-            for folder, record in ((self.place, "_manifest.json"), (self.work, "settings.json")):
-                if (folder / record).is_file():
-                    folder.delete()
+            self._throw_away()
         if (self.place / "_manifest.json").is_file():
             raise FolderError(f"--output {self.place}: is finished; name another folder, or --fresh to write it anew")
         if not (self.work / "_manifest.json").is_file():  # else a process was killed while it let the folder appear
+            if self._holds_parts_alone():
+                raise FolderError(
+                    f"--output {self.place}: holds some parts of recommendations that cannot be gone on with; name "
+                    "another folder, or --fresh to throw them away"
+                )
             self._refuse_others(self.place, ())
         begun = self._begun()
         if begun is None:
@@ -116,6 +120,24 @@ class RecommendationFolder:
                 f"--output {self.place}: was begun with other settings: {said}; name another folder, or --fresh to "
                 "throw away what was begun"
             )
+
+    def _throw_away(self) -> None:
+        """Delete what is there if it is recommendations: a store may hold some of their parts and nothing else.
+
+        So it is where a process was killed while it copied them there, or while it deleted them.
+        """
+        if (self.place / "_manifest.json").is_file() or self._holds_parts_alone():
+            self.place.delete()
+        if (self.work / "settings.json").is_file():
+            self.work.delete()
+
+    def _holds_parts_alone(self) -> bool:
+        names = [info.base_name for info in self.place.below(recursive=False)]
+        if not names or not all(re.fullmatch(r"part-\d{5,}\.parquet", name) for name in names):
+            return False
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+            # Others give their files such names, too.
+            return all(pool.map(_is_part, [self.place / name for name in names]))
 
     def _refuse_others(self, folder: Place, known: tuple[str, ...]) -> None:
         """Refuse to write where something lies that nobody here has written, whose names do not begin so."""
@@ -152,14 +174,9 @@ class RecommendationFolder:
         """Which parts are done, and what they hold."""
         names = [info.base_name for info in self.work.below(recursive=False) if info.base_name.startswith("part-")]
         with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-            counts = pool.map(self._counts, names)
+            facts = pool.map(_facts_of, [self.work / name for name in names])
+            counts = [PartCounts.model_validate_json(found[_COUNTS]) for found in facts]
         return {int(name[5:-8]): found for name, found in zip(names, counts, strict=True)}
-
-    def _counts(self, name: str) -> PartCounts:
-        file = self.work / name
-        with in_words(file):
-            metadata = pq.read_metadata(file.path, filesystem=file.filesystem).metadata
-        return PartCounts.model_validate_json(metadata[_COUNTS])
 
     def finish(self, facts: dict[str, Any], parts: dict[int, PartCounts]) -> dict[str, Any]:
         """Let the folder appear, with a manifest, which is returned, beside the parts that have users."""
@@ -209,6 +226,20 @@ def write_part(folder: Place, number: int, tables: Iterable[tuple[pa.Table, Part
         counts = _written(writer, tables)
         writer.add_key_value_metadata({_COUNTS: counts.model_dump_json()})
     return counts
+
+
+def _facts_of(file: Place) -> dict[bytes, bytes]:
+    """What stands in the footer of a Parquet file."""
+    with in_words(file):
+        facts: dict[bytes, bytes] | None = pq.read_metadata(file.path, filesystem=file.filesystem).metadata
+    return facts or {}
+
+
+def _is_part(file: Place) -> bool:
+    try:
+        return _COUNTS in _facts_of(file)
+    except pa.ArrowInvalid:
+        return False
 
 
 def _written(writer: Any, tables: Iterable[tuple[pa.Table, PartCounts]]) -> PartCounts:

@@ -1,14 +1,12 @@
 """What a cluster must have for a run, and the wait for it."""
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from raysrec.config import ScaleConfig
-from raysrec.placement import Bundle, Machines, data_bundles, model_bundle, name_of, total, worker_bundle
+from raysrec.placement import Bundle, data_bundles, model_bundle, name_of, total, worker_bundle
 from raysrec.runtime import ClusterError, in_cluster, wants_gpu
 
 SAY_EVERY_S = 30
@@ -52,12 +50,17 @@ def wait_for_room(
             raise ClusterError(f"{missing}; {less}")
         return None
     room = ray.util.placement_group(bundles, strategy=scale.placement.upper())
-    deadline = time.monotonic() + scale.wait_s
+    said = time.monotonic()
+    deadline = said + scale.wait_s
     try:
-        # Ray waits for whole seconds, and for none where less is asked.
-        while not room.wait(max(1, math.ceil(min(SAY_EVERY_S, deadline - time.monotonic())))):
+        # Signals wait while Ray waits, and it waits for whole seconds.
+        while not room.wait(1):
+            left = deadline - time.monotonic()
+            if left > 0 and time.monotonic() < said + SAY_EVERY_S:
+                continue
+            said = time.monotonic()
             missing = lacks(free=True) or "the cluster has enough in all, but no node with room for a worker"
-            if (left := deadline - time.monotonic()) <= 0:
+            if left <= 0:
                 raise ClusterError(
                     f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: add nodes, {less}, "
                     "or wait longer"
@@ -91,19 +94,11 @@ def _refuse_to_starve_reading(scale: ScaleConfig) -> None:
         )
 
 
-def machines() -> Machines:
-    """What the machines of the cluster have, and what its autoscaler may start besides; call inside `ray_session`."""
+def machines() -> list[dict[str, float]]:
+    """What each machine of the cluster has in all, free or not; call inside `ray_session`."""
     import ray
-    from ray._private.state import state
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()
-    kinds = Counter(node["Labels"].get("ray.io/node-group", "") for node in alive)
-    may_come = {
-        kind.name: (max(0, kind.max_count - kinds[kind.name]), dict(kind.resources))
-        for kind in (config.node_group_configs if config else ())
-    }
-    return Machines([node["Resources"] for node in alive], may_come)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def free_machines() -> list[dict[str, float]]:

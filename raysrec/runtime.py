@@ -21,6 +21,7 @@ from typing import Any
 
 from raysrec.config import ScaleConfig
 from raysrec.errors import LastingError, readable
+from raysrec.stopping import handler_kept
 
 SETTINGS: dict[str, str] = {
     # ray.data.read_parquet would start 32 actors at every execution to read footers: 8-12 s on two cores.
@@ -121,7 +122,7 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
         # After the import, which sets the level itself.
         importlib.import_module(f"ray.{library}")
         logging.getLogger(f"ray.{library}").setLevel(logging.ERROR)
-    with _start_in_words(local=local):
+    with _start_in_words(local=local), handler_kept():
         ray.init(
             **_start_arguments(scale, local=local, cpus=cpus),
             runtime_env=_environment_of_workers(local=local),

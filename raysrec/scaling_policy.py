@@ -87,7 +87,7 @@ class _Lookout:
 
     def room_in_all(self, at_most: int) -> int:
         """Workers for which there is room beside reading, on machines that do nothing else."""
-        return most_workers(self.worker, self.reading, machines().there, at_most=at_most)
+        return most_workers(self.worker, self.reading, machines(), at_most=at_most)
 
     def room_that_is_free(self, at_most: int) -> int:
         """Workers for which there is room beside whatever is done now."""

@@ -1,10 +1,16 @@
-"""Somebody asks this process to end: it is told so in time to save first."""
+"""Somebody asks this process to end: it is told so in time to save first, and ends with one status in every verb."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
+
+STOPPED = 143
+"""Exit status of a command that was asked to end and can go on, as of a process that SIGTERM ended."""
 
 
 class StopRequest:
@@ -42,3 +48,38 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+@contextmanager
+def ends_when_terminated() -> Iterator[None]:
+    """While the block runs, SIGTERM ends it as an error would, with one line and the status `STOPPED`."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _end:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def handler_kept() -> Iterator[None]:
+    """The block is the start of Ray, which would end the process with a status of its own from then on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:
+        if before is _end and ended.code == signal.SIGTERM:
+            _end()
+        raise
+    finally:
+        if before is _end and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*_: object) -> NoReturn:
+    # What is being printed now must not be entered again, as `print` would.
+    with suppress(OSError):
+        os.write(2, b"stopped by SIGTERM; the same command goes on\n")
+    sys.exit(STOPPED)

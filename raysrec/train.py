@@ -23,18 +23,16 @@ from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
-from raysrec.mlflow_tracking import require_mlflow
-from raysrec.nodes import refuse_fleeting, wait_for_nodes
-from raysrec.placement import room as said_of_room
+from raysrec.nodes import wait_for_nodes
 from raysrec.placement import scale_to_rank, scale_to_train, worker_bundle
-from raysrec.plan import plan
+from raysrec.plan import plan, plan_here, refuse_impossible
 from raysrec.prepare import find_prepared, prepare
 from raysrec.progress import shown
 from raysrec.report import print_runs
-from raysrec.resources import give_back, machines
+from raysrec.resources import give_back
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.runtime import in_cluster, ray_session, wants_gpu
-from raysrec.stopping import StopRequest, stop_requests
+from raysrec.runtime import ray_session, wants_gpu
+from raysrec.stopping import STOPPED, StopRequest, stop_requests
 from raysrec.versions import versions_here
 from raysrec.worker import train_worker
 
@@ -46,9 +44,6 @@ RAY_RECORDS = "ray"
 RESIZE_CHECK_S = 60.0
 """Seconds between two looks whether there is room for more workers, where their number may change."""
 
-STOPPED = 143
-"""Exit code of a run that was asked to end and can go on, as of a process that SIGTERM ended."""
-
 
 def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     """Train, rank, and return the finished run's directory.
@@ -58,10 +53,9 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         fresh: Throw away what an earlier run of this name left.
 
     Raises:
-        RunError: The directory holds a run of another configuration, or there are more workers than streams.
+        RunError: The directory holds a run of another configuration, or `refuse_impossible` refuses this one.
     """
-    refuse_idle_workers(config)
-    refuse_fleeting(config)
+    refuse_impossible(config)
     run = RunDirectory(config.run_directory)
     data = prepare_to_learn(config)
     if fresh and run.path.exists():
@@ -86,9 +80,7 @@ def prepare_to_learn(config: RunConfig) -> PreparedData:
 
     Raises:
         RunError: There is nothing in it to learn from.
-        TrackingError: The configuration names an MLflow server, and MLflow is not installed.
     """
-    require_mlflow(config)
     data = prepare(config.data, scale=config.scale)
     if not data.manifest.num_targets:
         raise RunError(
@@ -288,15 +280,6 @@ def _fit(trainer: Any, mailbox: Any, stop: StopRequest, stop_within_s: float) ->
     return ended[0] if ended else None
 
 
-def refuse_idle_workers(config: RunConfig) -> None:
-    """Raise a RunError if there are more workers than streams."""
-    if config.scale.max_workers > config.data.num_streams:
-        raise RunError(
-            f"scale.workers={config.scale.max_workers} exceeds data.num_streams={config.data.num_streams}, and a "
-            "stream is served by one worker; raise data.num_streams (this changes the batches) or lower scale.workers"
-        )
-
-
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
     """A run goes on only under the configuration it was begun with."""
     if changes := run.other_settings(config):
@@ -309,10 +292,9 @@ def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train as the command line says and print the table."""
     config = load(arguments.config, arguments.overrides)
-    refuse_idle_workers(config)
-    require_mlflow(config)
     if arguments.dry_run:
-        _dry_run(config)
+        refuse_impossible(config)
+        print(plan_here(config, find_prepared(config.data)))
         return
     try:
         run = train(config, fresh=arguments.fresh)
@@ -320,19 +302,6 @@ def main(arguments: argparse.Namespace) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(STOPPED)
     print_runs([run.path])
-
-
-def _dry_run(config: RunConfig) -> None:
-    """Print the plan; where there is a cluster, with what it has."""
-    data, use_gpu = find_prepared(config.data), config.scale.device == "cuda"
-    if not in_cluster():
-        print(plan(config, data, use_gpu=use_gpu))
-        return
-    with ray_session(config.scale):
-        found = machines()
-        use_gpu = use_gpu or (config.scale.device == "auto" and wants_gpu(config.scale))
-        cluster = said_of_room(scale_to_train(config), found, use_gpu=use_gpu)
-        print(plan(config, data, use_gpu=use_gpu, cluster=cluster))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,23 +25,23 @@ from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
-from raysrec.nodes import refuse_fleeting, wait_for_nodes
+from raysrec.nodes import wait_for_nodes
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.trials import read_sweep
 from raysrec.place import PlaceError
 from raysrec.placement import scale_to_train
-from raysrec.plan import plan
+from raysrec.plan import plan_here, refuse_impossible
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
 from raysrec.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
-from raysrec.stopping import StopRequest, stop_requests
+from raysrec.stopping import STOPPED, StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
 from raysrec.sweep.loading import Sweep, load_sweep
 from raysrec.sweep.record import SweepDirectory, TrialRecord
 from raysrec.sweep_table import best_trial, final_table, in_words, sweep_shown
-from raysrec.train import STOPPED, ask_to_stop, prepare_to_learn, refuse_idle_workers
+from raysrec.train import ask_to_stop, prepare_to_learn
 
 ASK_AGAIN_S = 1.0
 """Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
@@ -68,7 +68,7 @@ def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> S
         SweepStopped: It was asked to end before it was finished.
     """
     config, directory = sweep.config, sweep.directory
-    refuse_idle_workers(config)
+    refuse_impossible(config)
     data = prepare_to_learn(config)
     _make_room(directory, fresh=fresh)
     directory.begin(sweep.settings, config, data.manifest.fingerprint)
@@ -272,11 +272,10 @@ def _in_words(settings: SweepConfig) -> str:
 def main(arguments: argparse.Namespace) -> None:
     """Search as the command line says and print the tables."""
     sweep = load_sweep(arguments.sweep, arguments.config, arguments.overrides)
-    refuse_idle_workers(sweep.config)
-    refuse_fleeting(sweep.config)
+    refuse_impossible(sweep.config)
     if arguments.dry_run:
         print(describe(sweep), "", "every trial, but for its parameters:", "", sep="\n")
-        print(plan(sweep.config, find_prepared(sweep.config.data), use_gpu=sweep.config.scale.device == "cuda"))
+        print(plan_here(sweep.config, find_prepared(sweep.config.data)))
         return
     print(describe(sweep), flush=True)
     try:

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from raysrec.command_line import load
-from raysrec.placement import Machines, data_bundles, not_placed, room, worker_bundle
+from raysrec.placement import ToCome, data_bundles, room, unplaced, worker_bundle
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -475,18 +475,11 @@ def test_what_the_job_asks_for_is_what_the_cluster_may_have():
     assert config.scale.max_workers == 8
     cluster = read("raycluster.yaml")
     cluster["metadata"]["namespace"] = "default"
-    for nodes in (
-        _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"],
-        read("aws.yaml")["available_node_types"],
-        read("gcp.yaml")["available_node_types"],
-    ):
-        has = {
-            name: {kind: float(amount) for kind, amount in node["resources"].items()} for name, node in nodes.items()
-        }
-        may_come = {name: (node["max_workers"], has[name]) for name, node in nodes.items()}
+    for settings in (_derive_autoscaling_config_from_ray_cr(cluster), read("aws.yaml"), read("gcp.yaml")):
         eight = config.scale.model_copy(update={"workers": 8})
-        assert "enough for 8 workers when those have started" in room(eight, Machines([], may_come), use_gpu=True)
+        to_come = ToCome.of(settings, [])
+        assert "enough for 8 workers when those have started" in room(eight, [], to_come, use_gpu=True)
         # A second worker, or reading, does not fit beside a worker on its machine.
-        gpu = next(of for name, of in has.items() if name.startswith("gpu"))
-        assert not_placed([worker_bundle(config.scale, use_gpu=True)] * 2, [gpu]) is not None
-        assert not_placed(data_bundles(config.scale), [gpu]) is not None
+        gpu = next(of for name, (_, of) in to_come.kinds.items() if name.startswith("gpu"))
+        assert unplaced([worker_bundle(config.scale, use_gpu=True)] * 2, [gpu])
+        assert unplaced(data_bundles(config.scale), [gpu])

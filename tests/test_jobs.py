@@ -181,7 +181,8 @@ def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(dash
     assert "error: storage.root=runs: lies in the folder which Ray unpacked for this job" in done.stdout
 
 
-def test_what_is_submitted_is_small(tmp_path):
+@pytest.mark.parametrize("with_gitignore", [True, False])
+def test_what_is_submitted_is_small(tmp_path, with_gitignore):
     """By the function that `ray job submit` packs with; all these folders may lie in a project that is in use."""
     from ray._private.runtime_env.packaging import create_package
 
@@ -194,6 +195,11 @@ def test_what_is_submitted_is_small(tmp_path):
     for name in (
         ".git/objects/pack/a",
         ".venv/lib/torch.so",
+        "venv/lib/torch.so",
+        "data/ml-1m/ratings.dat",
+        "data/netflix/combined_data_1.txt.part",
+        "mlruns/0/meta.yaml",
+        "dist/raysrec-1.whl",
         "runs/a/checkpoints/step-1/state.safetensors",
         "prepared/0f/histories/0.parquet",
         "ratings.dat.gz",
@@ -204,11 +210,12 @@ def test_what_is_submitted_is_small(tmp_path):
     ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_bytes(os.urandom(1_000_000))
-    # As it does since Ray 2.50; `.rayignore` says so for older clients.
-    create_package(str(project), tmp_path / "package.zip", include_gitignore=True)
+    # Since Ray 2.50 it is read, unless a variable says otherwise.
+    create_package(str(project), tmp_path / "package.zip", include_gitignore=with_gitignore)
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         names = {name for name in package.namelist() if not name.endswith("/")}
     assert {name.split("/")[0] for name in names} == {*kept, ".gitignore", ".rayignore", "pyproject.toml", "README.md"}
     assert not any("__pycache__" in name for name in names)
-    assert {f"raysrec/{name}.py" for name in ("train", "prepare", "evaluate")} <= names
+    code = {str(file.relative_to(ROOT)) for file in (ROOT / "raysrec").rglob("*.*") if file.suffix != ".pyc"}
+    assert {name for name in names if name.startswith("raysrec/")} >= code > {"raysrec/data/catalog.py"}
     assert (tmp_path / "package.zip").stat().st_size < 2_000_000

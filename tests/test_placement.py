@@ -8,19 +8,19 @@ from raysrec.command_line import ConfigError, validate
 from raysrec.config import ScaleConfig
 from raysrec.placement import (
     TASK_BYTES,
-    Machines,
+    ToCome,
     asked_for,
     data_bundles,
     in_words,
     lacking,
     model_options,
     most_workers,
-    not_placed,
     reading_options,
     room,
     scale_to_rank,
     task_options,
     total,
+    unplaced,
     worker_bundle,
 )
 
@@ -41,7 +41,7 @@ def test_a_laptop_is_asked_for_little():
     assert worker_bundle(scale, use_gpu=False) == {"CPU": 1.0}
     assert data_bundles(scale) == [{"CPU": 0.5}]
     assert reading_options(scale) == {"num_cpus": 0.5, "resources": {}}
-    assert task_options(scale, Machines([{"CPU": 2.0, "memory": 2.0**34}], {})) == {
+    assert task_options(scale, [{"CPU": 2.0, "memory": 2.0**34}], None) == {
         "num_cpus": 1,
         "resources": {},
         "memory": TASK_BYTES,
@@ -56,7 +56,7 @@ def test_gpus_train_and_other_machines_do_the_rest():
     assert data_bundles(ON_GPUS) == [{"CPU": 1.0, "data": 0.001}] * 12
     # 12 CPUs for two workers, tasks of half a CPU.
     assert reading_options(ON_GPUS) == {"num_cpus": 0.5, "resources": {"data": 0.001}, "concurrency": 12}
-    assert task_options(ON_GPUS, Machines([DATA_NODE], {})) == {"num_cpus": 1, "resources": {"data": 0.001}}
+    assert task_options(ON_GPUS, [DATA_NODE], None) == {"num_cpus": 1, "resources": {"data": 0.001}}
     assert asked_for(run_on(ON_GPUS), use_gpu=True) == (
         "2 x 7 CPUs and 1 GPU to train, on few machines; 12 CPUs and 0.012 data to read; "
         "1 CPU and 0.001 data a task to prepare and rank"
@@ -103,7 +103,7 @@ def test_ranking_goes_to_machines_for_data_unless_gpus_are_chosen(scale, chosen,
     ],
 )
 def test_a_task_takes_memory_where_machines_that_have_it_declare_it(there, may_come, expected):
-    assert task_options(ON_GPUS, Machines(there, may_come)).get("memory") == expected
+    assert task_options(ON_GPUS, there, ToCome(may_come, 16)).get("memory") == expected
 
 
 def test_elastic_workers_and_other_resources_are_said():
@@ -114,54 +114,96 @@ def test_elastic_workers_and_other_resources_are_said():
 
 
 @pytest.mark.parametrize(
-    ("there", "may_come", "expected"),
+    ("there", "to_come", "expected"),
     [
-        ([GPU_NODE, GPU_NODE, DATA_NODE], {}, "3 machines with 32 CPUs, 2 GPUs and 1000 data: enough for 2 workers"),
+        ([GPU_NODE, GPU_NODE, DATA_NODE], None, "3 machines with 32 CPUs, 2 GPUs and 1000 data: enough for 2 workers"),
         (
             [{"CPU": 0.0}],
-            {"gpu": (2, GPU_NODE), "data": (1, DATA_NODE)},
+            ToCome({"gpu": (2, GPU_NODE), "data": (1, DATA_NODE)}, 3),
             "1 machines with nothing, and up to 2 gpu, 1 data to come: enough for 2 workers when those have started",
         ),
         (
             [DATA_NODE],
-            {"gpu": (1, GPU_NODE)},
+            ToCome({"gpu": (1, GPU_NODE)}, 1),
             "1 machines with 16 CPUs and 1000 data, and up to 1 gpu to come: NEVER enough for 2 workers; no machine "
             "has room for 7 CPUs and 1 GPU",
         ),
         (
             [GPU_NODE, GPU_NODE, {"CPU": 64.0}],
-            {},
+            ToCome({}, 0),
             "3 machines with 80 CPUs and 2 GPUs: NEVER enough for 2 workers; no machine has room for 1 CPU and 0.001 "
             "data",
         ),
         # Enough in all, but not on one machine.
         (
             [{"CPU": 4.0, "GPU": 1.0}] * 4 + [DATA_NODE],
-            {},
+            ToCome({}, 0),
             "NEVER enough for 2 workers; no machine has room for 7 CPUs",
+        ),
+        # Enough of each kind, but not together.
+        (
+            [],
+            ToCome({"data": (8, DATA_NODE), "gpu": (8, GPU_NODE)}, 3),
+            "0 machines with nothing, and up to 3 data, 3 gpu (3 in all) to come: enough for 2 workers when those have",
+        ),
+        ([], ToCome({"data": (8, DATA_NODE), "gpu": (8, GPU_NODE)}, 2), "2 gpu (2 in all) to come: NEVER enough for 2"),
+        (
+            [{"CPU": 0.0}],
+            None,
+            "1 machines with nothing: not enough for 2 workers now, and what an autoscaler may start is not known here",
         ),
     ],
 )
-def test_it_is_said_whether_a_cluster_has_room_or_ever_will(there, may_come, expected):
-    assert expected in room(ON_GPUS, Machines(there, may_come), use_gpu=True)
+def test_it_is_said_whether_a_cluster_has_room_or_ever_will(there, to_come, expected):
+    assert expected in room(ON_GPUS, there, to_come, use_gpu=True)
+
+
+def test_of_few_machines_that_may_come_the_right_ones_do():
+    scale = ScaleConfig(workers=2, device="cuda", cpus_per_worker=7, data_cpus=2)
+    # Reading fits beside the workers; a machine for it alone would be one too many.
+    to_come = ToCome({"data": (2, DATA_NODE), "gpu": (2, GPU_NODE)}, 2)
+    assert "enough for 2 workers when those have started" in room(scale, [], to_come, use_gpu=True)
+
+
+SETTINGS = {
+    "max_workers": 5,
+    "available_node_types": {
+        "head": {"max_workers": 0, "resources": {"CPU": 0}},
+        "gpu": {"max_workers": 4, "resources": GPU_NODE},
+        "data": {"resources": DATA_NODE},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("workers", "said", "at_most"),
+    [
+        ([], "4 gpu, 5 data (5 in all)", 5),
+        (["gpu", "gpu", "data"], "2 gpu, 2 data (2 in all)", 2),
+        (["data"] * 5, "", 0),
+        # Machines of other origin count, too.
+        (["gpu"] * 4 + ["", ""], "", 0),
+    ],
+)
+def test_machines_that_are_there_do_not_come_again(workers, said, at_most):
+    found = ToCome.of(SETTINGS, workers)
+    assert (str(found), found.at_most) == (said, at_most)
 
 
 @given(st.lists(st.integers(1, 6), max_size=8), st.lists(st.integers(1, 8), max_size=5))
 def test_what_is_placed_fits(sizes, machines):
     bundles = [{"CPU": float(size)} for size in sizes]
-    left_over = not_placed(bundles, [{"CPU": float(size)} for size in machines])
-    if left_over is None:
-        assert sum(sizes) <= sum(machines)
-    else:
-        assert left_over in bundles
+    left = unplaced(bundles, [{"CPU": float(size)} for size in machines])
+    placed = sum(sizes) - sum(bundle["CPU"] for bundle in left)
+    assert placed <= sum(machines)
     if sizes and max(sizes) <= min(machines, default=0) and len(sizes) <= len(machines):
-        assert left_over is None
+        assert left == []
 
 
 def test_a_gpu_machine_is_spared_for_what_needs_one():
     bundles = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
-    assert not_placed(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]) is None
-    assert not_placed(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]) == {"CPU": 4.0}
+    assert unplaced(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]) == []
+    assert unplaced(bundles, [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]) == [{"CPU": 4.0}]
 
 
 def test_amounts_in_words():
@@ -224,9 +266,9 @@ def test_reading_takes_no_gpu_from_a_worker():
     assert most_workers({"CPU": 8.0, "GPU": 1.0}, READING, machines[:2], at_most=4) == 1
 
 
-def test_what_is_lacking_is_said_with_what_may_come():
+def test_what_is_lacking_is_said():
     scale = ScaleConfig(workers=2)
-    assert lacking(scale, Machines([{"CPU": 2.0}, {"CPU": 1.0}], {}), use_gpu=False) == ""
-    assert lacking(scale, Machines([{"CPU": 2.0}], {"cpu": (3, {"CPU": 1.0})}), use_gpu=False) == (
-        "no room for 2 workers and reading on 1 machines with 2 CPUs, and up to 3 cpu to come"
+    assert lacking(scale, [{"CPU": 2.0}, {"CPU": 1.0}], use_gpu=False) == ""
+    assert (
+        lacking(scale, [{"CPU": 2.0}], use_gpu=False) == "no room for 2 workers and reading on 1 machines with 2 CPUs"
     )

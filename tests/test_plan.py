@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import pytest
 
+from raysrec import train, tune
 from raysrec.command_line import validate
 from raysrec.models import build_model
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
-from raysrec.runtime import threads_per_worker
+from raysrec.runtime import ClusterError, threads_per_worker
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -111,3 +116,15 @@ def test_workers_engine_and_kernels_are_named(configure):
 def test_a_precision_that_is_set_is_shown_as_it_is(configure):
     config = configure(engine={"precision": "bfloat16"})
     assert rows(plan(config, None))["engine"] == "torch, bfloat16"
+
+
+@pytest.mark.parametrize("verb", [train, tune])
+def test_a_dry_run_refuses_what_would_not_start(verb, monkeypatch, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("space: {train.learning_rate: {grid: [0.1, 0.2]}}\n")
+    sweep = ["--sweep", str(tmp_path / "sweep.yaml")] if verb is tune else []
+    command = [*sweep, "--config", str(ROOT / "configs/quickstart.yaml"), "--dry-run"]
+    # As a submitted job, in the folder that goes with it.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://a.zip"}}')
+    with pytest.raises(ClusterError, match=r"storage\.root=runs: lies in the folder which Ray unpacked for this job"):
+        verb.main(verb._parser().parse_intermixed_args(command))

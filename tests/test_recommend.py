@@ -293,6 +293,11 @@ def test_what_is_there_is_not_written_over(folder, tmp_path, here):
             with pytest.raises(FolderError, match=r"is thesis\.txt, which is no part of recommendations"):
                 recommend(run, config, Request(), str(place).removesuffix(".unfinished"), fresh=fresh)
         assert (place / name).is_file()
+    (tmp_path / "parts").mkdir()
+    written(pa.table({"a": [1]}), tmp_path / "parts/part-00000.parquet")
+    (tmp_path / "parts/part-00001.parquet").write_text("years of work")
+    with pytest.raises(FolderError, match=r"is part-0000\d\.parquet, which is no part of recommendations"):
+        recommend(run, config, Request(), str(tmp_path / "parts"), fresh=True)
     with pytest.raises(FolderError, match="is a file; name a folder"):
         recommend(run, config, Request(), str(tmp_path / "mine" / "thesis.txt"))
     assert not here
@@ -313,9 +318,20 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
         copy(self, name)
 
     monkeypatch.setattr(verb.RecommendationFolder, "_copy", killed_at_the_second)
-    with pytest.raises(Killed):
-        recommend(run, config, Request(users=users), f"{s3}/out")
+    for output in ("out", "other"):
+        with pytest.raises(Killed):
+            recommend(run, config, Request(users=users), f"{s3}/{output}")
     monkeypatch.setattr(verb.RecommendationFolder, "_copy", copy)
+    manifest = recommend(run, config, Request(k=2), f"{s3}/other", fresh=True)
+    assert Place.of(f"{s3}/other.unfinished").below() == []
+    assert {info.base_name for info in Place.of(f"{s3}/other").below()} == {"_manifest.json", "part-00000.parquet"}
+    # Killed again, while it deletes these.
+    (Place.of(f"{s3}/other") / "_manifest.json").delete()
+    with pytest.raises(
+        FolderError, match="holds some parts of recommendations that cannot be gone on with; name anoth"
+    ):
+        recommend(run, config, Request(k=2), f"{s3}/other")
+    assert recommend(run, config, Request(k=2), f"{s3}/other", fresh=True)["files"] == manifest["files"]
     manifest = recommend(run, config, Request(users=users), f"{s3}/out")
     place = Place.of(f"{s3}/out")
     names = {info.base_name for info in place.below()}

@@ -1,26 +1,29 @@
 """Too few resources, and a Ray that does not start: one line each, and no waiting for ever."""
 
 import os
+import signal
 import socket
 import threading
 
 import pytest
 
 from raysrec import nodes, resources
+from raysrec.autoscaling import to_come
 from raysrec.config import ScaleConfig
 from raysrec.nodes import check_nodes, wait_for_data_nodes
 from raysrec.place import Place
-from raysrec.placement import TASK_BYTES, room
+from raysrec.placement import TASK_BYTES, ToCome, room
 from raysrec.resources import machines, wait_for_room
 from raysrec.runtime import ClusterError, ray_session
+from raysrec.stopping import STOPPED, ends_when_terminated
 from raysrec.versions import versions_here
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(monkeypatch, tmp_path):
+def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(monkeypatch, tmp_path, capfd):
     said = []
-    with ray_session(ScaleConfig(), cpus=2):
+    with ends_when_terminated(), ray_session(ScaleConfig(), cpus=2):
         import ray
 
         wait_for_room(ScaleConfig(workers=1), say=said.append)
@@ -33,12 +36,14 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
 
         monkeypatch.setenv("RAY_ADDRESS", "auto")
         found = machines()
-        assert [machine["CPU"] for machine in found.there] == [2]
-        assert found.may_come == {}
+        assert [machine["CPU"] for machine in found] == [2]
+        # Ray's own monitor runs here, and was given nothing that it may start.
+        assert to_come() == ToCome({}, 0)
         assert (
-            room(ScaleConfig(), found, use_gpu=False) == "1 machines with 2 CPUs: enough for 1 workers, once it is free"
+            room(ScaleConfig(), found, to_come(), use_gpu=False)
+            == "1 machines with 2 CPUs: enough for 1 workers, once it is free"
         )
-        assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, use_gpu=False)
+        assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, to_come(), use_gpu=False)
         check_nodes([Place.of(tmp_path)], say=said.append)
         with monkeypatch.context() as other:
             other.setattr(nodes, "versions_here", lambda: versions_here() | {"torch": "1.0"})
@@ -75,6 +80,13 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             ClusterError, match=r"but 1 workers and reading need 1\.5 CPUs and 0\.002 big; that has not"
         ):
             wait_for_data_nodes([], ScaleConfig(data_resources={"big": 0.001}, wait_s=0))
+
+        # Ray has a handler of its own, with another status.
+        threading.Timer(1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(SystemExit) as ended:
+            wait_for_room(ScaleConfig(workers=4, wait_s=60), say=said.append)
+        assert ended.value.code == STOPPED
+        assert "stopped by SIGTERM; the same command goes on" in capfd.readouterr().err
 
         # Another job holds a CPU for a while.
         said.clear()

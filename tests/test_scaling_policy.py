@@ -7,7 +7,6 @@ import pytest
 from raysrec import scaling_policy
 from raysrec.config import ScaleConfig
 from raysrec.leaving import regroup
-from raysrec.placement import Machines
 
 SCALE = ScaleConfig.model_validate({"workers": {"min": 1, "max": 3}})
 
@@ -34,7 +33,7 @@ class Group:
 def cluster(monkeypatch):
     """What machines there are, what is free on them, and who was told what."""
     found = SimpleNamespace(there=[], free=[], coordinator=Told(), mailbox=Told())
-    monkeypatch.setattr(scaling_policy, "machines", lambda: Machines(found.there, {}))
+    monkeypatch.setattr(scaling_policy, "machines", lambda: found.there)
     monkeypatch.setattr(scaling_policy, "free_machines", lambda: found.free)
     monkeypatch.setattr(scaling_policy.ray, "get_actor", lambda name: found.mailbox)
     return found

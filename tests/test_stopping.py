@@ -1,4 +1,4 @@
-"""A process that is asked to end gets the time to save; asked twice, it ends."""
+"""A process that is asked to end gets the time to save; asked twice, or with nothing to save, it ends."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from raysrec.stopping import stop_requests
+from raysrec.stopping import STOPPED, stop_requests
 
 PROGRAM = """
 import signal, time
@@ -41,3 +41,16 @@ def test_afterwards_signals_do_what_they_did_before():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_verb_with_nothing_to_save_ends_with_the_status_of_a_run_that_saved(tmp_path):
+    """Slurm and others queue again what ends so; Ray's own status for it is another (test_resources.py)."""
+    command = [sys.executable, "-m", "raysrec.prepare", "--config", "configs/quickstart.yaml"]
+    command += ["data.synthetic.num_users=1000000", f"data.prepared={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert said
+    assert (process.returncode, errors) == (STOPPED, "stopped by SIGTERM; the same command goes on\n")
+    assert not list(tmp_path.glob("*/*.json"))
