@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from raysrec.config import LossConfig, RunConfig
@@ -35,6 +35,8 @@ class DataFacts:
     """How often each item occurs in training, by its number; 0 is padding."""
     num_users: int
     """Users that may have vectors of their own."""
+    learned_users: Bool[Tensor, " U"] | None = None
+    """Is there a target of each user? By number, 0 is nobody's; None where no model asks or there is one of all."""
     positions_per_target: float = 1.0
     """How many positions are encoded for each target: 1 where every position has one, a whole prefix where only the
     last one has."""
@@ -166,6 +168,8 @@ def build_objective(config: RunConfig, facts: DataFacts, device: torch.device) -
     """
     model = build_model(config.model, len(facts.item_counts) - 1, facts.num_users)
     model.set_item_counts(facts.item_counts)
+    if facts.learned_users is not None:
+        model.set_learned_users(facts.learned_users)
     loss = choose_loss(config.loss, model, positions_per_target=facts.positions_per_target, device=device.type)
     reads_last = config.train.supervision == "last_position"
     return Objective(model, loss.config, reads_last=reads_last, item_counts=facts.item_counts).to(device), loss

@@ -97,8 +97,7 @@ def recommended(
     for first in range(0, max(1, len(asked.user_ids)), at_once):
         part = slice(first, first + at_once)
         stops = asked.stops[part]
-        items, scores = _top(model, config, asked.histories.between(first, first + at_once), stops, k=k)
-        kept = stops >= 1
+        items, scores, kept = _top(model, config, asked.histories.between(first, first + at_once), stops, k=k)
         user_ids = asked.user_ids.slice(first, at_once)
         lengths = np.count_nonzero(items[kept], axis=1)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
@@ -119,10 +118,11 @@ def recommended(
 @torch.inference_mode()
 def _top(
     model: SequenceModel, config: RunConfig, histories: Histories, stops: IntArray, *, k: int
-) -> tuple[IntArray, NDArray[np.float32]]:
-    """Item numbers and scores, a row for each history; 0 where there is no item."""
+) -> tuple[IntArray, NDArray[np.float32], NDArray[np.bool_]]:
+    """Item numbers and scores, a row for each history, 0 where there is no item; and of whom something is known."""
     vectors, bias = model.item_vectors(), model.item_bias()
     items, scores = np.zeros((len(stops), k), np.int64), np.zeros((len(stops), k), np.float32)
+    known = np.zeros(len(stops), np.bool_)
     for past in past_batches(
         histories,
         stops,
@@ -130,8 +130,11 @@ def _top(
         batch_tokens=config.evaluate.batch_tokens,
         with_seen=config.evaluate.exclude_seen,
     ):
+        states = model.read(past.history.to(vectors.device))
+        # A state of zeros, as of a user whom nobody learned from, scores all items alike.
+        known[past.rows] = bias is not None or states.any(1).cpu().numpy()
         found, best = top_items(
-            model.read(past.history.to(vectors.device)),
+            states,
             vectors,
             k,
             bias=bias,
@@ -139,4 +142,4 @@ def _top(
             items_per_chunk=config.evaluate.items_per_chunk,
         )
         items[past.rows], scores[past.rows] = found.cpu().numpy(), best.cpu().numpy()
-    return items, scores
+    return items, scores, known

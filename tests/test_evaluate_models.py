@@ -6,6 +6,7 @@ import torch
 from raysrec.config import RunConfig
 from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly
+from raysrec.engine import build_engine
 from raysrec.evaluate import rank_tables, validation_sums
 from raysrec.models import MODELS, build_model
 from raysrec.objective import build_objective
@@ -43,3 +44,38 @@ def test_a_model_is_trained_validated_and_ranked(synthetic, name):
     assert users == list(range(1, data.manifest.num_users + 1))
     if name == "popularity":
         assert all((part.ranks == part.popularity_ranks).all() for part in ranked)
+
+
+@pytest.mark.parametrize("name", ["bprmf", "caser"])
+def test_users_nobody_learns_from_have_zeros_which_training_leaves_alone(synthetic, name):
+    settings = {
+        "data": {**synthetic, "split": {"name": "temporal", "validation_share": 0.2, "test_share": 0.3}},
+        "model": {"name": name, "dim": 16, "max_length": 8},
+        "train": {"supervision": "last_position", "batch_targets": 64, "weight_decay": 0.1},
+    }
+    config = RunConfig.model_validate(settings)
+    data = prepare(config.data)
+    groups = data.row_groups()
+    taught = [0] * (data.manifest.num_users + 1)
+    for table in read_directly(groups):
+        for row in table.to_pylist():
+            taught[row["user"]] = sum(time < data.manifest.split.validate_from for time in row["times"]) - 1
+    learned = torch.tensor(taught) > 0
+    assert 5 < learned.sum() < len(learned) - 5
+    objective, _ = build_objective(config, facts_of(data, config), torch.device("cpu"))
+    engine = build_engine(objective, config, torch.device("cpu"))
+    for step in epoch_steps(data, config, read_directly, epoch=0, worker=0, num_workers=1):
+        engine.step(step, learning_rate=0.01)
+    model = objective.model.eval()
+    assert torch.equal(model.users.table.weight.any(1), learned)
+    found = [
+        part
+        for split in ("validation", "test")
+        for part in rank_tables(model, data, config, read_directly(groups), split)
+    ]
+    ranks = torch.cat([torch.from_numpy(part.ranks) for part in found])
+    are_last = ranks == data.manifest.num_items
+    cold = ~learned[torch.cat([torch.from_numpy(part.users) for part in found])]
+    assert cold.any()
+    assert are_last[cold].all() == (name == "bprmf")
+    assert are_last[~cold].float().mean() < 0.3

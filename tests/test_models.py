@@ -174,8 +174,9 @@ def test_user_vectors_want_users_they_have_met(model: SequenceModel) -> None:
         return
     with pytest.raises(ValueError, match="name no users"):
         model.read(replace(history, users=None))
-    with pytest.raises(ValueError, match=f"user {NUM_USERS + 1} is unknown"):
-        model.read(replace(history, users=torch.tensor([1, 2, NUM_USERS + 1, 3])))
+    for stranger in (0, NUM_USERS + 1):
+        with pytest.raises(ValueError, match=f"user {stranger} is unknown"):
+            model.read(replace(history, users=torch.tensor([1, 2, stranger, 3])))
 
 
 def test_every_parameter_gets_a_gradient(model: SequenceModel) -> None:

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from raysrec.history import History
+from raysrec.models import MODELS, build_model
 from raysrec.models.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -32,3 +34,14 @@ def test_sines_and_cosines_have_no_end_no_weights_and_no_rounded_rates() -> None
     far = positions.at(torch.tensor([100_000]))
     assert torch.equal(positions.to(torch.bfloat16).at(torch.tensor([100_000])), far)
     assert positions.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "linrec", "eulerformer"])
+def test_a_model_with_positions_refuses_a_longer_history(name: str) -> None:
+    config = MODELS[name].Config.model_validate({"name": name, "dim": 8, "num_heads": 2, "max_length": 6})
+    model = build_model(config, num_items=9)
+    items = torch.ones(2, 7, dtype=torch.long)
+    history = History(items, torch.zeros_like(items), torch.tensor([7, 2]))
+    for ask in (model.encode, model.read):
+        with pytest.raises(ValueError, match=r"position 6 has no vector: model\.max_length=6"):
+            ask(history)

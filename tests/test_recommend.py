@@ -212,6 +212,17 @@ def test_unknown_items_and_users_who_have_no_others_are_left_out_and_named(folde
     assert not list(tmp_path.glob("none*"))
 
 
+def test_who_was_not_learned_from_gets_nothing_where_a_model_knows_users_only(folder, tmp_path):
+    run, config, data = run_of(folder, "bprmf", "cold")
+    model = run.load_model()
+    model.set_learned_users(torch.arange(data.manifest.num_users + 1) != 3)
+    run.save_model(config, data.manifest.num_items, model.state_dict(), num_users=data.manifest.num_users)
+    manifest = recommend(run, config, Request(k=3), str(tmp_path / "out"))
+    users = list(histories(data))
+    assert read(tmp_path / "out").keys() == set(users) - {users[2]}
+    assert manifest["counts"]["left_out"] == {"count": 1, "examples": [users[2]]}
+
+
 def test_users_can_be_named(folder, tmp_path, monkeypatch, here):
     monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 100)
     monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 100)

@@ -21,7 +21,11 @@ from raysrec.data.reading import Reader, read_directly
 from raysrec.data.splits import Positions, SplitRule
 from raysrec.data.windows import training_samples
 from raysrec.history import Batch
+from raysrec.models import MODELS
 from raysrec.objective import DataFacts
+
+MANY_ENOUGH = 4
+"""Interactions with which every user has a target, if one is left to validate and one to test."""
 
 STEPS_AHEAD = 16
 """Steps that are ready before they are asked for; a few megabytes."""
@@ -91,8 +95,21 @@ def facts_of(data: PreparedData, config: RunConfig) -> DataFacts:
     return DataFacts(
         item_counts=torch.from_numpy(data.train_counts()),
         num_users=data.manifest.num_users,
+        learned_users=_learned_users(data) if MODELS[config.model.name].has_user_vectors else None,
         positions_per_target=positions_per_target(data.manifest, config),
     )
+
+
+def _learned_users(data: PreparedData) -> torch.Tensor | None:
+    """At each user's number, whether there is a target of theirs; None where that is everybody. Reads all histories."""
+    rule, manifest = data.manifest.split, data.manifest
+    if rule.name == "leave_one_out" and manifest.user_interactions.low >= MANY_ENOUGH:
+        return None
+    learned = torch.zeros(manifest.num_users + 1, dtype=torch.bool)
+    for table in read_directly([group for group in data.row_groups() if group.weight]):
+        histories = Histories.of([table])
+        learned[torch.from_numpy(histories.users[_positions(rule, histories).num_targets > 0])] = True
+    return learned
 
 
 def positions_per_target(manifest: Manifest, config: RunConfig) -> float:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from raysrec.history import History, last_states
@@ -37,7 +37,8 @@ class SequenceModel(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]]
 
     has_user_vectors: ClassVar[bool] = False
-    """Does it learn a vector for each user? Then it takes `num_users` too and can score no user it has not met."""
+    """Does it learn a vector for each user? Then it takes `num_users` too, can score no user beyond them, and knows
+    nothing of those it did not learn from."""
     reads_items: ClassVar[bool] = True
     """Does a state depend on the history's items? False for baselines that know users or nothing."""
 
@@ -79,6 +80,9 @@ class SequenceModel(nn.Module, ABC):
 
     def set_item_counts(self, counts: Int[Tensor, " V"]) -> None:
         """Take what is known before the first step: how often each item occurs in training (0 for padding)."""
+
+    def set_learned_users(self, learned: Bool[Tensor, " U"]) -> None:
+        """Take what is known before the first step: whether there is a target of each user (number 0 is nobody's)."""
 
     @property
     def padding_leaks(self) -> bool:

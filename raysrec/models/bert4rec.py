@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from raysrec.history import HIDDEN, History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, init_weights_
+from raysrec.models.positions import require_rows
 from raysrec.models.transformer import PositionedEmbedding, SelfAttention, SoftmaxTransformerConfig, TransformerLayer
 
 
@@ -98,7 +99,11 @@ class BERT4Rec(SequenceModel):
         """Each history with HIDDEN after its last item, and without its oldest where that has to make room.
 
         It has no times and no users, which this model does not read.
+
+        Raises:
+            ValueError: They are longer than `max_length`.
         """
+        require_rows(self.embedding.positions, history.items.shape[1])
         width = history.items.shape[1]
         makes_room = history.lengths >= (0 if self.oldest_always_goes else self.max_length)
         kept = (history.lengths - makes_room.long())[:, None]

@@ -3,8 +3,9 @@
     state = p_u at every position,   score of item j = p_u · q_j
 
 What makes it BPR is the loss: `loss.name=bpr`, -log sigma(p_u · q_i - p_u · q_j) with one negative j that the user has
-nowhere in training (`loss.exclude_history`). Users who were
-not there in training have no vector, and cannot be scored.
+nowhere in training (`loss.exclude_history`). Of users who are not in the data it has no vector, and refuses them. Of
+those in the data whom nobody learns from, as there are under a temporal split, it has zeros: all items score alike, so
+their targets are ranked last, and nothing is recommended to them.
 
 Source:
     Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from Implicit Feedback",
@@ -20,7 +21,7 @@ Departures:
 
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from raysrec.history import History
@@ -61,10 +62,14 @@ class BPRMF(SequenceModel):
         """The user's vector.
 
         Raises:
-            ValueError: Users are not given, or one was not there in training.
+            ValueError: Users are not given, or one is not in the data.
         """
         vectors: Tensor = self.users(history.users)
         return vectors
+
+    def set_learned_users(self, learned: Bool[Tensor, " U"]) -> None:
+        """Know nothing of the others."""
+        self.users.clear_unlearned(learned)
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The table of item vectors."""

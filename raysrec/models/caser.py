@@ -24,7 +24,8 @@ Departures:
       cover padding only are left out of the maximum. RecBole pads on the right with a vector that is not zero, and
       leaves it in; `padding=right` does the same.
     * The penalty includes the horizontal filters. RecBole means to, but its sum starts as 0 and is multiplied.
-    * Users who were not there in training are refused; they have no vector.
+    * Users who are not in the data are refused; they have no vector. Those in the data whom nobody learns from, as
+      there are under a temporal split, have zeros in place of a random vector: only their last items count.
 """
 
 from typing import ClassVar, Literal
@@ -100,7 +101,7 @@ class Caser(SequenceModel):
         """The state after the last item, from the last `max_length` items and the user.
 
         Raises:
-            ValueError: Users are not given, or one was not there in training.
+            ValueError: Users are not given, or one is not in the data.
         """
         user = self.users(history.users)
         ids = last_items(history, self.length, newest_last=self.padding == "left")
@@ -116,6 +117,10 @@ class Caser(SequenceModel):
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The table of item vectors."""
         return self.items.weight
+
+    def set_learned_users(self, learned: Bool[Tensor, " U"]) -> None:
+        """Know nothing but the last items of the others."""
+        self.users.clear_unlearned(learned)
 
     def penalty(self) -> Float[Tensor, ""] | None:
         """`regularisation` times the sum of Frobenius norms: both tables, all filters, both matrices; no biases."""

@@ -44,6 +44,7 @@ from torch.autograd.function import once_differentiable
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, init_weights_
+from raysrec.models.positions import first_rows
 from raysrec.models.transformer import SoftmaxTransformerConfig, TransformerLayer
 from raysrec.ops.softmax_attention import softmax_attention
 from raysrec.schema import NonNegative, Positive, Probability
@@ -142,10 +143,13 @@ class TurnedEmbedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Vectors of items where they stand; at most `max_length` of them."""
-        positions = torch.arange(items.shape[1], device=items.device)
-        x, y = _pairs(self.table(items) + self.positions(positions))
-        turns = self.turns(positions)
+        """Vectors of items where they stand.
+
+        Raises:
+            ValueError: They are more than `max_length`.
+        """
+        x, y = _pairs(self.table(items) + first_rows(self.positions, items.shape[1]))
+        turns = first_rows(self.turns, items.shape[1])
         turned = _joined(x * turns.cos() - y * turns.sin(), x * turns.sin() + y * turns.cos())
         vectors: Tensor = self.dropout(self.norm(turned))
         return vectors

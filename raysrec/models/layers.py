@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from raysrec.ops.dropout import keep_or_drop, random_bits
@@ -51,7 +51,7 @@ class ItemEmbedding(nn.Module):
 
 
 class UserEmbedding(nn.Module):
-    """User numbers to vectors; a user who was not there in training has none, and that is an error.
+    """User numbers to vectors; zeros for a user nobody learns from, and an error for one who is not in the data.
 
     Args:
         num_users: Users 1..num_users.
@@ -61,6 +61,17 @@ class UserEmbedding(nn.Module):
     def __init__(self, *, num_users: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Embedding(num_users + 1, dim)
+
+    @torch.no_grad()
+    def clear_unlearned(self, learned: Bool[Tensor, " U"]) -> None:
+        """Set the vectors of users to zero whom no target belongs to.
+
+        No gradient and no decay of weights ever moves them from there, so that a table says by itself whom it knows.
+
+        Args:
+            learned: Is there a target of this user? By number; nobody is user 0.
+        """
+        self.table.weight[~learned.to(self.table.weight.device)] = 0.0
 
     def forward(self, users: Int[Tensor, " B"] | None) -> Float[Tensor, "B D"]:
         """Vectors of users, one per number.
@@ -72,8 +83,8 @@ class UserEmbedding(nn.Module):
         if users is None:
             raise ValueError(f"the histories name no users, but this model has learned a vector for each of {known:,}")
         outside = (users < 1) | (users > known)
-        # On a GPU looking would wait for the device; there the table refuses them instead.
-        if not users.is_cuda and bool(outside.any()):
+        # Looking waits for a GPU: too often for a training, whose users are those that the table was made for.
+        if not (users.is_cuda and self.training) and bool(outside.any()):
             raise ValueError(
                 f"user {int(users[outside][0])} is unknown: this model has vectors for users 1..{known} and for nobody "
                 "else; train it again with that user, or take a model that reads histories only"

@@ -28,9 +28,7 @@ class LearnedPositions(nn.Module):
         Raises:
             ValueError: There are not so many.
         """
-        self._require(length)
-        vectors: Tensor = self.table(torch.arange(length, device=self.table.weight.device))
-        return vectors
+        return first_rows(self.table, length)
 
     def at(self, positions: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         """The vector of one position per row.
@@ -38,17 +36,35 @@ class LearnedPositions(nn.Module):
         Raises:
             ValueError: One of the positions has none.
         """
-        self._require(int(positions.max()) + 1)
+        require_rows(self.table, int(positions.max()) + 1)
         vectors: Tensor = self.table(positions)
         return vectors
 
-    def _require(self, length: int) -> None:
-        known = self.table.num_embeddings
-        if length > known:
-            raise ValueError(
-                f"position {length - 1} has no vector: model.max_length={known} positions were learned; begin again "
-                "from initial_state with the newest items, or train with a larger model.max_length"
-            )
+
+def first_rows(table: nn.Embedding, length: int) -> Float[Tensor, "L D"]:
+    """What was learned for positions 0..length - 1.
+
+    Raises:
+        ValueError: The table ends before.
+    """
+    require_rows(table, length)
+    vectors: Tensor = table(torch.arange(length, device=table.weight.device))
+    return vectors
+
+
+def require_rows(table: nn.Embedding, length: int) -> None:
+    """Refuse a history for whose last position nothing was learned.
+
+    Raises:
+        ValueError: The table has less than `length` rows.
+    """
+    known = table.num_embeddings
+    if length > known:
+        raise ValueError(
+            f"position {length - 1} has no vector: model.max_length={known} positions were learned; give the newest "
+            f"{known} items and no more (where there is `step`, begin again from initial_state with them), or train "
+            "with a larger model.max_length"
+        )
 
 
 class SinusoidalPositions(nn.Module):

@@ -3,7 +3,6 @@
 What makes each of them another model, whom a position may look at and how, stands in its own file.
 """
 
-import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward
+from raysrec.models.positions import first_rows
 from raysrec.ops.softmax_attention import softmax_attention
 from raysrec.schema import Count, Probability
 
@@ -67,9 +67,13 @@ class PositionedEmbedding(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, items: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Vectors of items where they stand; at most `max_length` of them."""
-        positions = torch.arange(items.shape[1], device=items.device)
-        vectors: Tensor = self.dropout(self.norm(self.table(items) + self.positions(positions)))
+        """Vectors of items where they stand.
+
+        Raises:
+            ValueError: They are more than `max_length`.
+        """
+        positions = first_rows(self.positions, items.shape[1])
+        vectors: Tensor = self.dropout(self.norm(self.table(items) + positions))
         return vectors
 
 
