@@ -115,15 +115,17 @@ def room(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> str:
     """Whether the machines have room for the fewest workers that train, now or ever, in words."""
     bundles = _fewest(scale, use_gpu=use_gpu)
     said = _said_of(machines, bundles)
-    if (left_over := not_placed(bundles, machines.there)) is None:
+    if not_placed(bundles, machines.there) is None:
         return f"{said}: enough for {scale.min_workers} workers, once it is free"
-    growing = _said_to_come(machines)
-    all_of_them = [*machines.there, *(of for count, of in machines.may_come.values() for _ in range(count))]
-    if growing and (left_over := not_placed(bundles, all_of_them)) is None:
-        return f"{said}{growing}: enough for {scale.min_workers} workers when those have started"
-    return (
-        f"{said}{growing}: NEVER enough for {scale.min_workers} workers; no machine has room for {in_words(left_over)}"
-    )
+    said += _said_to_come(machines)
+    if (left_over := not_placed(bundles, _all_of(machines))) is None:
+        return f"{said}: enough for {scale.min_workers} workers when those have started"
+    return f"{said}: NEVER enough for {scale.min_workers} workers; no machine has room for {in_words(left_over)}"
+
+
+def fits(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> bool:
+    """Have the machines room for the fewest workers that train, now or when all that may come have?"""
+    return not_placed(_fewest(scale, use_gpu=use_gpu), _all_of(machines)) is None
 
 
 def lacking(scale: ScaleConfig, machines: Machines, *, use_gpu: bool) -> str:
@@ -155,6 +157,10 @@ def most_workers(
 
 def _fewest(scale: ScaleConfig, *, use_gpu: bool) -> list[Bundle]:
     return [worker_bundle(scale, use_gpu=use_gpu)] * scale.min_workers + data_bundles(scale)
+
+
+def _all_of(machines: Machines) -> list[Mapping[str, float]]:
+    return [*machines.there, *(of for count, of in machines.may_come.values() for _ in range(count))]
 
 
 def _said_of(machines: Machines, bundles: Sequence[Bundle]) -> str:

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from raysrec.config import ScaleConfig
-from raysrec.placement import Bundle, Machines, data_bundles, model_bundle, name_of, total, worker_bundle
+from raysrec.placement import Bundle, Machines, data_bundles, fits, model_bundle, name_of, total, worker_bundle
+from raysrec.placement import room as said_of_room
 from raysrec.runtime import ClusterError, in_cluster, wants_gpu
 
 SAY_EVERY_S = 30
@@ -111,6 +112,24 @@ def free_machines() -> list[dict[str, float]]:
     from ray._private.state import available_resources_per_node
 
     return [dict(free) for free in available_resources_per_node().values()]
+
+
+def refuse_impossible(scale: ScaleConfig, *, use_gpu: bool, say: Callable[[str], None] = _print_at_once) -> None:
+    """See at once, before anything is waited for, whether the cluster can come to have room; call in `ray_session`.
+
+    Where no autoscaler says what it may start, machines may still join by themselves, as those of a Slurm job do: then
+    it is only said that there is no room.
+
+    Raises:
+        ClusterError: Neither a machine that is there nor one that the autoscaler may start has room.
+    """
+    found = machines()
+    if fits(scale, found, use_gpu=use_gpu):
+        return
+    said = said_of_room(scale, found, use_gpu=use_gpu)
+    if not in_cluster() or found.may_come:
+        raise ClusterError(f"{said}; lower scale.workers or what each asks for, or add such machines")
+    say(f"{said} as the cluster is now")
 
 
 def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:

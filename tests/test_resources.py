@@ -10,8 +10,8 @@ from raysrec import nodes, resources
 from raysrec.config import ScaleConfig
 from raysrec.nodes import check_nodes
 from raysrec.place import Place
-from raysrec.placement import room
-from raysrec.resources import machines, wait_for_room
+from raysrec.placement import Machines, room
+from raysrec.resources import machines, refuse_impossible, wait_for_room
 from raysrec.runtime import ClusterError, ray_session
 from raysrec.versions import versions_here
 
@@ -39,6 +39,16 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             room(ScaleConfig(), found, use_gpu=False) == "1 machines with 2 CPUs: enough for 1 workers, once it is free"
         )
         assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, use_gpu=False)
+        refuse_impossible(ScaleConfig(), use_gpu=False, say=said.append)
+        assert said == []
+        refuse_impossible(ScaleConfig(workers=4), use_gpu=False, say=said.append)  # others may join
+        assert said.pop().endswith("NEVER enough for 4 workers; no machine has room for 1 CPU as the cluster is now")
+        with monkeypatch.context() as other:
+            growing = Machines(found.there, {"small": (9, {"CPU": 3.0})})
+            other.setattr(resources, "machines", lambda: growing)
+            refuse_impossible(ScaleConfig(workers=12), use_gpu=False, say=said.append)
+            with pytest.raises(ClusterError, match=r"and up to 9 small to come: NEVER enough .*; lower scale\.workers"):
+                refuse_impossible(ScaleConfig(cpus_per_worker=4), use_gpu=False)
         check_nodes([Place.of(tmp_path)], say=said.append)
         with monkeypatch.context() as other:
             other.setattr(nodes, "versions_here", lambda: versions_here() | {"torch": "1.0"})
