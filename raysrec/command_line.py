@@ -8,17 +8,17 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from pyarrow import fs
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from raysrec.config import RunConfig
 from raysrec.errors import LastingError
 from raysrec.models import MODELS
-from raysrec.place import AnyPath
+from raysrec.place import AnyPath, Place
 from raysrec.schema import Section
 from raysrec.stopping import ends_when_terminated
 
@@ -31,7 +31,7 @@ def load(paths: Sequence[AnyPath], overrides: Sequence[str] = ()) -> RunConfig:
     """Lay the files over each other in order, then the overrides, and check the result.
 
     Args:
-        paths: YAML files; a later one wins key by key.
+        paths: YAML files, here or in a store; a later one wins key by key.
         overrides: `section.key=value`, the value read as YAML.
 
     Raises:
@@ -56,7 +56,7 @@ def read(
     """
     settings: dict[str, Any] = {}
     for path in paths:
-        settings = overlay(settings, _read_yaml(Path(path), option))
+        settings = overlay(settings, _read_yaml(Place.of(path), option))
     settings = overlay(settings, between or {})
     for override in overrides:
         settings = overlay(settings, _read_override(override))
@@ -129,7 +129,7 @@ def config_parser(verb: str, description: str) -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="FILE",
-        help="YAML settings; may be given several times, a later file lies over an earlier one",
+        help="YAML settings, here or in a store; may be given several times, a later file lies over an earlier one",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings laid over the files")
     return parser
@@ -155,16 +155,16 @@ def describe_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield f"  {prefix}{name} ({shown})\n      {' '.join((field.description or '').split())}"
 
 
-def _read_yaml(path: Path, option: str) -> dict[str, Any]:
+def _read_yaml(path: Place, option: str) -> dict[str, Any]:
+    kind = path.info().type
+    if kind == fs.FileType.NotFound:
+        beside = [info.base_name for info in path.at(path.path.rpartition("/")[0] or ".").below(recursive=False)]
+        near = difflib.get_close_matches(path.name, [name for name in beside if name.endswith(".yaml")], 1)
+        raise ConfigError(f"{option} {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    if kind == fs.FileType.Directory:
+        raise ConfigError(f"{option} {path}: is a folder; name a YAML file in it")
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        raise ConfigError(
-            f"{option} {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{option} {path}: is a folder; name a YAML file in it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option} {path}: is not YAML: {' '.join(str(error).split())}") from None
     if content is None:

@@ -75,7 +75,7 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
 
 
 def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
-    """Rank the held-out items by the best weights and write the scores, with which the run is finished."""
+    """Rank the held-out items by the best weights and write the scores, the last that a run needs to be finished."""
     positions, device = positions_per_target(data.manifest, config), "cuda" if wants_gpu(config.scale) else "cpu"
     loss = choose_loss(config.loss, run.load_model(), positions_per_target=positions, device=device)
     splits = evaluate(run, data, config)
@@ -96,6 +96,7 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
             "seconds_to_best": state.best_elapsed_s,
             "cpu_seconds": state.cpu_s,
             "cpu_seconds_to_best": state.best_cpu_s,
+            "ended_early": not state.finished,
             "restarts": run.restarts(),
         },
         "splits": splits,
@@ -257,14 +258,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _trained(run: RunDirectory) -> TrainingState:
-    """How a training ended that was never ranked, as that of a sweep's trial.
+    """How a training ended that was never ranked, as that of a sweep's trial; also of one that was ended early.
 
     Raises:
         RunError: It has not ended.
     """
     record = Checkpoints(run.checkpoints).last_record()
-    if record is None or not record.state.finished:
+    # Weights to use are written when training is over, by itself or by a sweep's scheduler.
+    if record is None or not run.has_model():
         raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
+    if not record.state.finished:
+        print(f"{run.path}: was ended early, after epoch {record.state.epoch}; its best weights are ranked")
     return record.state
 
 

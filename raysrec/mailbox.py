@@ -38,8 +38,8 @@ class Mailbox:
         return events
 
     def stop(self, asked_by: str) -> None:
-        """Ask the workers to save and stop; called by the driver, or by who knows the run's name."""
-        self._stop_asked_by = asked_by
+        """Ask the workers to save and stop; called by the driver, or by who knows the run's name. The first counts."""
+        self._stop_asked_by = self._stop_asked_by or asked_by
 
     def stop_asked_by(self) -> str:
         """Who wants the training to stop; empty if nobody does."""

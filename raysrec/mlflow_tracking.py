@@ -20,6 +20,7 @@ from raysrec.errors import LastingError
 from raysrec.hyperparameters import hyperparameters
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
+from raysrec.run_directory import RunDirectory
 
 FILE = "mlflow.json"
 """In the run's directory: which run of the server it is, so that it goes on there, too."""
@@ -198,7 +199,10 @@ class _Server:
         name = self._config.data.name
         experiment = client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else client.create_experiment(name)
-        run = client.create_run(number, run_name=self._directory.name).info.run_id
+        directory = RunDirectory(self._directory)
+        sweep, trial = directory.labels
+        tags = {"sweep": sweep, "trial": trial} if trial else {}
+        run = client.create_run(number, run_name=directory.name, tags=tags).info.run_id
         settings = [Param(_name(key), str(value)) for key, value in hyperparameters(self._config).items()]
         client.log_batch(run, params=settings)
         client.log_text(run, (self._directory / "config.yaml").read_text(), "config.yaml")

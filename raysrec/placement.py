@@ -183,10 +183,16 @@ def room(scale: ScaleConfig, there: Sequence[Machine], to_come: ToCome | None, *
         )
     if to_come.at_most:
         said += f", and up to {to_come} to come"
-        left = _unplaced_at_last(left, to_come)
+    left = _unplaced_at_last(left, to_come)
     if not left:
         return f"{said}: enough for {workers} when those have started"
     return f"{said}: NEVER enough for {workers}; no machine has room for {in_words(left[0])}"
+
+
+def never_fits(scale: ScaleConfig, there: Sequence[Machine], to_come: ToCome | None, *, use_gpu: bool) -> bool:
+    """Is there no room for the fewest workers that train, and will there be none when all that may come has started?"""
+    left = unplaced(_fewest(scale, use_gpu=use_gpu), there)
+    return bool(left if to_come is None else _unplaced_at_last(left, to_come))
 
 
 def lacking(scale: ScaleConfig, there: Sequence[Machine], *, use_gpu: bool) -> str:

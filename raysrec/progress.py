@@ -28,6 +28,7 @@ from raysrec.mailbox import Event
 from raysrec.mlflow_tracking import MlflowRun
 from raysrec.place import AnyPath, Place, PlaceError
 from raysrec.ray_metrics import RayMetrics
+from raysrec.run_directory import RunDirectory
 
 POLL_S = 0.5
 """Seconds between two looks into the mailbox."""
@@ -85,7 +86,7 @@ def _listeners(directory: AnyPath, config: RunConfig | None) -> Iterator[list[Ra
     """Who else is told of a run."""
     listeners: list[RayMetrics | MlflowRun] = []
     if config is not None:
-        listeners.append(RayMetrics(Place.of(directory).absolute().name))
+        listeners.append(RayMetrics(*RunDirectory(directory).labels))
         if config.storage.mlflow:
             listeners.append(MlflowRun(config, directory))
     try:

@@ -1,12 +1,10 @@
 """Numbers of a training for Ray's metrics, which Prometheus collects and Grafana draws (`cluster/grafana/`).
 
 The driver hears all of them from its workers, so it alone gives them out, and workers lose no time. Each carries
-`run`, the name of the run's directory, and `trial`, where a sweep has started it. They end soon after the training.
+`run`, the name of the run's directory; of a trial that of its sweep, and `trial`. They end soon after the training.
 """
 
-import sys
 import threading
-import warnings
 from typing import Any
 
 from raysrec.mailbox import Event
@@ -43,13 +41,14 @@ class RayMetrics:
     """Gives out one training's numbers, again and again while it goes on; call where Ray runs.
 
     Args:
-        run: Name of the run's directory.
+        run: Name of the run's directory, or of its sweep's.
+        trial: Which trial of the sweep it is; empty if it is none.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, trial: str = "") -> None:
         from ray.util.metrics import Gauge
 
-        tags = {"run": run, "trial": _trial()}
+        tags = {"run": run, "trial": trial}
         described = [*STEP.values(), *CHECKPOINT.values(), RESTARTS]
         self._gauges: dict[str, Any] = {name: Gauge(name, words, tuple(tags)) for name, words in described}
         self._gauges[SCORE[0]] = Gauge(*SCORE, (*tags, "metric"))
@@ -94,11 +93,3 @@ class RayMetrics:
             values = dict(self._values)
         for (name, metric), value in values.items():
             self._gauges[name].set(value, tags={"metric": metric} if metric else None)
-
-
-def _trial() -> str:
-    """The trial that Ray Tune runs in this process; empty if it runs none."""
-    tune = sys.modules.get("ray.tune")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is none
-        return str((tune and tune.get_context().get_trial_id()) or "")

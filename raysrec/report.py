@@ -95,14 +95,15 @@ def _training_cells(record: Record, metric: str) -> list[str]:
     workers = "1 worker" if training["workers"] == 1 else f"{training['workers']} workers"
     return [
         "" if validation is None else f"{validation:.4f}",
-        f"{training['seconds']:.0f} s, {workers}{_restarted(training)}",
+        f"{training['seconds']:.0f} s, {workers}{_how_it_went(training)}",
         f"epoch {training['best_epoch']}, {training['seconds_to_best']:.0f} s",
     ]
 
 
-def _restarted(training: dict[str, Any]) -> str:
+def _how_it_went(training: dict[str, Any]) -> str:
     count = sum(event["kind"] == "start" for event in training.get("restarts", []))
-    return f", {count} restart{'s' * (count > 1)}" if count else ""
+    restarted = f", {count} restart{'s' * (count > 1)}" if count else ""
+    return restarted + ", ended early" * bool(training.get("ended_early"))
 
 
 def _cell(value: dict[str, float] | None) -> str:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from raysrec.autoscaling import to_come
 from raysrec.config import ScaleConfig
-from raysrec.placement import Bundle, data_bundles, model_bundle, name_of, total, worker_bundle
+from raysrec.placement import Bundle, data_bundles, model_bundle, name_of, never_fits, total, worker_bundle
+from raysrec.placement import room as said_of_room
 from raysrec.runtime import ClusterError, in_cluster, wants_gpu
 
 SAY_EVERY_S = 30
@@ -34,11 +36,12 @@ def wait_for_room(
         What `give_back` is to be called with if it is kept.
 
     Raises:
-        ClusterError: The cluster came to have no room within `scale.wait_s`.
+        ClusterError: The cluster came to have no room within `scale.wait_s`, or never will.
     """
     import ray.util
 
-    if not workers:
+    trains = not workers
+    if trains:
         _refuse_to_starve_reading(scale)
     bundle = (model_bundle if workers else worker_bundle)(scale, use_gpu=scale.device == "cuda")
     workers = workers or scale.min_workers
@@ -49,6 +52,8 @@ def wait_for_room(
         if missing := lacks(free=False):
             raise ClusterError(f"{missing}; {less}")
         return None
+    if trains:
+        _refuse_what_never_fits(scale)
     room = ray.util.placement_group(bundles, strategy=scale.placement.upper())
     said = time.monotonic()
     deadline = said + scale.wait_s
@@ -106,6 +111,20 @@ def free_machines() -> list[dict[str, float]]:
     from ray._private.state import available_resources_per_node
 
     return [dict(free) for free in available_resources_per_node().values()]
+
+
+def _refuse_what_never_fits(scale: ScaleConfig) -> None:
+    """Do not wait where the autoscaler says what it may start, and that is not enough; others may join by themselves.
+
+    So do the machines of a Slurm job, whose head starts nothing.
+    """
+    use_gpu = scale.device == "cuda"
+    there, coming = machines(), to_come()
+    if coming and coming.at_most and never_fits(scale, there, coming, use_gpu=use_gpu):
+        said = said_of_room(scale, there, coming, use_gpu=use_gpu)
+        raise ClusterError(
+            f"{said}; lower scale.workers or what each asks for, or let the autoscaler start such machines"
+        )
 
 
 def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:

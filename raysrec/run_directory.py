@@ -11,17 +11,11 @@ runs/<name>/
 """
 
 import json
-import os
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from json import JSONDecodeError
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +32,7 @@ from raysrec.errors import LastingError
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
 from raysrec.tensor_file import save_tensors
+from raysrec.versions import provenance
 
 FREE = ("scale.", "checkpoint.", "data.prepared", "evaluate.device", "storage.mlflow")
 """Settings that change no number, and may be others when a run goes on."""
@@ -52,7 +47,16 @@ class RunError(LastingError):
 
 
 class RunStopped(RunError):
-    """A run that was asked to end before it was finished."""
+    """A run that was asked to end before it was finished.
+
+    Args:
+        text: What it says.
+        by: Who asked.
+    """
+
+    def __init__(self, text: str, by: str = "") -> None:
+        super().__init__(text)
+        self.by = by
 
 
 @dataclass(frozen=True, init=False)
@@ -146,16 +150,16 @@ class RunDirectory:
         Raises:
             RunError: The run was begun on other data.
         """
-        provenance = self.path / "provenance.json"
-        if provenance.is_file():
-            begun_on = _parsed(provenance).get("data_fingerprint")
+        file = self.path / "provenance.json"
+        if file.is_file():
+            begun_on = _parsed(file).get("data_fingerprint")
             if begun_on != fingerprint:
                 raise RunError(
                     f"{self.path} was begun on data {begun_on}, but the source now gives {fingerprint}; restore the "
                     "source, or --fresh to throw the run away"
                 )
         else:
-            provenance.write(json.dumps(_provenance(fingerprint, command or sys.argv), indent=2) + "\n")
+            file.write(json.dumps(provenance(fingerprint, command or sys.argv), indent=2) + "\n")
         self.config_file.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def save_model(
@@ -170,6 +174,10 @@ class RunDirectory:
         save_weights(weights, self.model_directory / "weights.safetensors")
         (self.model_directory / "model.json").write(json.dumps(description, indent=2) + "\n")
 
+    def has_model(self) -> bool:
+        """Are there weights to use? They come when training is over; where it only stands still there are none."""
+        return (self.model_directory / "model.json").is_file()
+
     def metrics(self) -> dict[str, Any] | None:
         """What `metrics.json` says; None while the run is not finished.
 
@@ -177,6 +185,11 @@ class RunDirectory:
             RunError: The file is damaged.
         """
         return _parsed(self.metrics_file) if self.metrics_file.is_file() else None
+
+    def is_finished(self) -> bool:
+        """Was it trained to its end, and ranked?"""
+        record = self.metrics()
+        return record is not None and not record.get("training", {}).get("ended_early")
 
     def save_metrics(self, record: Mapping[str, Any]) -> None:
         """Write the scores, last of all: they say that the run is finished."""
@@ -279,38 +292,3 @@ def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
     """Write weights as safetensors; a kill leaves the old file or the new one, never half of one."""
     with Place.of(path).replacing() as temporary:
         save_tensors({name: value.contiguous() for name, value in weights.items()}, temporary)
-
-
-def _provenance(fingerprint: str, command: Sequence[str]) -> dict[str, Any]:
-    return {
-        "data_fingerprint": fingerprint,
-        "commit": _commit(),
-        "command": list(command),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy")},
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the code, with a + where files were changed after it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],  # noqa: S607 - by PATH, as typed
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip()

@@ -15,7 +15,7 @@ from raysrec.mailbox import Event
 from raysrec.progress import duration
 from raysrec.sweep.book import TrialBook
 from raysrec.sweep.config import SweepConfig
-from raysrec.sweep.record import TrialRecord
+from raysrec.sweep.record import TrialRecord, best_trial, by_score
 
 REFRESHES_PER_S = 1.0
 
@@ -63,7 +63,7 @@ def live_table(book: TrialBook, height: int) -> Table:
 
 
 def final_table(settings: SweepConfig, trials: Sequence[TrialRecord], *, style: str = "simple") -> str:
-    """All trials, the best first; those without a score last.
+    """All trials, the best first; those without a score and those that failed last.
 
     Args:
         settings: The sweep.
@@ -76,16 +76,6 @@ def final_table(settings: SweepConfig, trials: Sequence[TrialRecord], *, style: 
     ]
     headers = ["trial", *settings.space, f"validation {settings.metric}", "best at", "epochs", "trained in", "state"]
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
-
-
-def by_score(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The best first, the earlier of two that are alike; those without a score last."""
-    return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
-
-
-def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The one with the highest validation score; None where none was validated."""
-    return next((trial for trial in by_score(trials) if trial.score is not None), None)
 
 
 class _Lines:

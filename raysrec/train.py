@@ -61,7 +61,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     if fresh and run.path.exists():
         RunDirectory.open(run.path).path.delete()
     _refuse_other_config(run, config)
-    if run.metrics_file.is_file():
+    if run.is_finished():
         print(f"{run.path} is finished; --fresh trains it again")
         return run
     run.start(config, data.manifest.fingerprint)
@@ -181,7 +181,7 @@ def _train_on_workers(
     if stopped_by:
         kept = Checkpoints(run.checkpoints).last_record()
         saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
-        raise RunStopped(f"{run.path}: stopped by {stopped_by}, {saved}; the same command goes on")
+        raise RunStopped(f"{run.path}: stopped by {stopped_by}, {saved}; the same command goes on", stopped_by)
     raise RunError(f"{run.path}: {given_up or error or 'training ended before it was finished'}") from error
 
 

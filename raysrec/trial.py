@@ -24,6 +24,9 @@ from raysrec.train import best_so_far, is_trained_now, learn
 TELL_EVERY_S = 2.0
 """Seconds between two step events that the sweep is told."""
 
+SCHEDULER = "the sweep's scheduler"
+"""Who asks a trial to end early: it is over then, where others let it go on another time."""
+
 LEFT_BEHIND_S = 60.0
 """Seconds in which what a lost process of this trial has left must be gone."""
 
@@ -73,7 +76,9 @@ def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, 
     wait_for_room(scale_to_train(config).model_copy(update={"wait_s": math.inf}), say=lambda _: None)
     try:
         state = learn(run, data, config, show=show)
-    except RunStopped:
+    except RunStopped as stopped:
+        if stopped.by != SCHEDULER:
+            return {"state": "interrupted"}
         if found := best_so_far(run):
             run.save_model(config, data.manifest.num_items, found[1], num_users=data.manifest.num_users)
         return {"state": "stopped"}

@@ -39,9 +39,10 @@ from raysrec.stopping import STOPPED, StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
 from raysrec.sweep.loading import Sweep, load_sweep
-from raysrec.sweep.record import SweepDirectory, TrialRecord
-from raysrec.sweep_table import best_trial, final_table, in_words, sweep_shown
+from raysrec.sweep.record import SweepDirectory, TrialRecord, best_trial
+from raysrec.sweep_table import final_table, in_words, sweep_shown
 from raysrec.train import ask_to_stop, prepare_to_learn
+from raysrec.trial import SCHEDULER
 
 ASK_AGAIN_S = 1.0
 """Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
@@ -56,7 +57,7 @@ class SweepStopped(SweepError):
 
 
 def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> SweepDirectory:
-    """Train what is left of a sweep, rank its best trial, and return the sweep's directory.
+    """Train what is left of a sweep, rank its best trial or all, and return the sweep's directory.
 
     Args:
         sweep: The sweep.
@@ -75,9 +76,10 @@ def tune(sweep: Sweep, *, fresh: bool = False, command: Sequence[str] = ()) -> S
     if not _is_finished(sweep):
         with _session(sweep, data):
             book = TrialBook(sweep, _rule(sweep))
-            _train_all(book, data, command)
-            _keep_best(sweep, book.trials)
-            _rank_best(sweep, data)
+            if not book.is_done:
+                _train_all(book, data, command)
+            keep_best(sweep, book.trials)
+            _rank_left(sweep, data)
     return directory
 
 
@@ -86,7 +88,7 @@ def _is_finished(sweep: Sweep) -> bool:
     return (
         len(trials) >= sweep.settings.num_trials
         and all(trial.is_done for trial in trials)
-        and _to_rank(sweep.directory, trials) is None
+        and not to_rank(sweep)
         and sweep.directory.best_file.is_file()
     )
 
@@ -121,7 +123,7 @@ def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> N
         run_trials(
             book,
             str(data.directory.absolute()),
-            end_early=lambda trial: ask_to_stop(sweep.directory.run(trial), "the sweep's scheduler"),
+            end_early=lambda trial: ask_to_stop(sweep.directory.run(trial), SCHEDULER),
             fitted=partial(_beside_others, sweep.settings),
             give_up=give_up,
             command=command,
@@ -190,7 +192,7 @@ def _beside_others(settings: SweepConfig, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"scale": config.scale.model_copy(update={"threads_per_worker": threads})})
 
 
-def _keep_best(sweep: Sweep, trials: Sequence[TrialRecord]) -> None:
+def keep_best(sweep: Sweep, trials: Sequence[TrialRecord]) -> None:
     """Write the best trial's configuration, to be trained as it is."""
     if (best := best_trial(trials)) is None:
         return
@@ -199,24 +201,22 @@ def _keep_best(sweep: Sweep, trials: Sequence[TrialRecord]) -> None:
     sweep.directory.best_file.write(words + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def _to_rank(directory: SweepDirectory, trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The best trial, if its test items can be ranked and are not yet."""
-    best = best_trial(trials)
-    if best is None or best.state != "finished" or directory.run(best).metrics_file.is_file():
-        return None
-    return best
+def to_rank(sweep: Sweep) -> list[TrialRecord]:
+    """The trials whose test items are to be ranked and are not yet: the best, or all that were trained to the end."""
+    trials = sweep.directory.trials
+    if sweep.settings.rank == "best":
+        trials = [best] if (best := best_trial(trials)) else []
+    trained = [trial for trial in trials if trial.state == "finished"]
+    return [trial for trial in trained if not sweep.directory.run(trial).metrics_file.is_file()]
 
 
-def _rank_best(sweep: Sweep, data: PreparedData) -> None:
-    """Rank the best trial's test items, now that nothing can be chosen by them."""
-    directory = sweep.directory
-    best = _to_rank(directory, directory.trials)
-    if best is None:
-        return
-    run = directory.run(best)
-    record = Checkpoints(run.checkpoints).last_record()
-    if record is not None:
-        rank(run, data, sweep.config_of(best.name, best.parameters), record.state)
+def _rank_left(sweep: Sweep, data: PreparedData) -> None:
+    """Rank test items, now that nothing can be chosen by them."""
+    for trial in to_rank(sweep):
+        run = sweep.directory.run(trial)
+        record = Checkpoints(run.checkpoints).last_record()
+        if record is not None:
+            rank(run, data, sweep.config_of(trial.name, trial.parameters), record.state)
 
 
 def _make_room(directory: SweepDirectory, *, fresh: bool) -> None:
@@ -239,12 +239,12 @@ def print_sweep(directory: SweepDirectory) -> None:
         return
     print(f"\nbest  {best.name}: {in_words(best)}")
     print(f"      python -m raysrec.train --config {shlex.quote(str(directory.best_file))}")
-    run = directory.run(best)
-    if run.metrics_file.is_file():
+    if best.state == "stopped":
+        print("      it was ended early; the command above trains it to its end, raysrec.evaluate ranks it as it is")
+    runs = [directory.run(trial) for trial in trials]
+    if ranked := [run.path for run in runs if run.metrics_file.is_file()]:
         print()
-        print_runs([run.path])
-    elif best.state == "stopped":
-        print("      it was ended early and is not ranked; the command above trains it to its end")
+        print_runs(ranked)
 
 
 def describe(sweep: Sweep) -> str:

@@ -1,4 +1,4 @@
-"""Which versions a process has of what must be the same on all machines of a run.
+"""Which versions a process has, of what must be the same on all machines of a run and of what a run keeps of itself.
 
 It knows Python alone, so that a machine which lacks the rest can say so.
 
@@ -9,7 +9,9 @@ installed. Workers that have others than the driver fail far from the reason, or
 import hashlib
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +45,24 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     ]
 
 
+def provenance(fingerprint: str, command: Sequence[str]) -> dict[str, Any]:
+    """Where a run comes from: versions, commit and machine of this process.
+
+    Args:
+        fingerprint: Of its data.
+        command: What was typed.
+    """
+    return {
+        "data_fingerprint": fingerprint,
+        "commit": _commit(),
+        "command": list(command),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy")},
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+    }
+
+
 def _installed(name: str) -> str:
     try:
         return version(name).partition("+")[0]
@@ -56,3 +76,26 @@ def _digest_of_code() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a + where files were changed after it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12"],  # noqa: S607 - by PATH, as typed
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()

@@ -20,6 +20,7 @@ def test_workers_learn_with_their_next_event_that_they_are_to_stop():
     mailbox = Mailbox()
     assert not mailbox.put({"kind": "note"})
     mailbox.stop("SIGTERM")
+    mailbox.stop("the sweep's scheduler")
     assert mailbox.stop_asked_by() == "SIGTERM"
     assert mailbox.put({"kind": "note"})
 

@@ -44,6 +44,10 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
             == "1 machines with 2 CPUs: enough for 1 workers, once it is free"
         )
         assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, to_come(), use_gpu=False)
+        with monkeypatch.context() as other:
+            other.setattr(resources, "to_come", lambda: ToCome({"small": (9, {"CPU": 3.0})}, 9))
+            with pytest.raises(ClusterError, match=r"and up to 9 small to come: NEVER enough .*; lower scale\.workers"):
+                wait_for_room(ScaleConfig(cpus_per_worker=4))
         check_nodes([Place.of(tmp_path)], say=said.append)
         with monkeypatch.context() as other:
             other.setattr(nodes, "versions_here", lambda: versions_here() | {"torch": "1.0"})

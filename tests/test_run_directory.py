@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from raysrec import run_directory, tensor_file
+from raysrec import tensor_file, versions
 from raysrec.checkpoints import TrainingState
 from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
@@ -43,6 +43,21 @@ def test_a_started_run_can_be_opened_and_holds_its_config(run):
     assert files(run.path) == ["config.yaml", "provenance.json"]
 
 
+@pytest.mark.parametrize(
+    ("path", "labels"),
+    [
+        ("runs/one", ("one", "")),
+        ("runs/heads/trials/trial-003", ("heads", "trial-003")),
+        ("s3://bucket/runs/heads/trials/trial-1003?region=here", ("heads", "trial-1003")),
+        ("trials/mine", ("mine", "")),
+    ],
+)
+def test_a_run_is_known_by_its_folder_and_a_trial_by_that_of_its_sweep(path, labels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunDirectory(path).labels == labels
+    assert RunDirectory(path).name == "/".join(filter(None, labels))
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunError, match=r"is no run, it has no config\.yaml; name a folder that raysrec\.train has"):
@@ -71,9 +86,9 @@ def test_provenance_says_where_a_run_comes_from(tmp_path, monkeypatch):
 
 
 def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_directory, "__file__", str(tmp_path / "run_directory.py"))
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "versions.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert run_directory._commit() is None
+    assert versions._commit() is None
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -6,9 +6,13 @@ import pytest
 import yaml
 from sweeps import lines, make_sweep, validation
 
+from raysrec import tune
+from raysrec.command_line import ConfigError, load
+from raysrec.place import Place, PlaceError
 from raysrec.ray_tune import EarlyStopping
 from raysrec.sweep import SchedulerConfig, SweepDirectory, SweepError
 from raysrec.sweep.book import TrialBook
+from raysrec.sweep.loading import load_sweep
 
 BLOCKS = {"model.num_blocks": {"grid": [1, 2, 3]}}
 RATES = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.num_heads": {"choice": [1, 2, 4]}}
@@ -91,8 +95,8 @@ def test_asked_to_end_a_trial_is_interrupted_and_goes_on_another_time(tmp_path):
     book.begin_next()
     book.close()
     assert book.begin_next() is None
-    train(book, "trial-000", [0.1], end="stopped")
-    assert [trial.state for trial in book.trials] == ["interrupted"]
+    train(book, "trial-000", [0.1], end="interrupted")
+    assert [(trial.state, trial.why) for trial in book.trials] == [("interrupted", "the sweep was asked to end")]
     assert not book.is_done
     assert open_book(sweep).begin_next()[0].name == "trial-000"
 
@@ -137,7 +141,8 @@ def test_rules_know_after_a_restart_what_they_knew_before(tmp_path, name):
     again.begin_next()
     assert not again.heard("trial-002", validation(1, 0.1))
     assert again.heard("trial-002", validation(2, 0.1))
-    # Killed before it had ended: it is told again at once, and counts as ended early.
+    # Killed, or asked to end with the sweep, before it had: it is told again at once, and counts as ended early.
+    train(again, "trial-002", [], end="interrupted")
     third = open_book(sweep)
     third.begin_next()
     assert third.heard("trial-002", validation(3, 0.9))
@@ -159,7 +164,7 @@ def test_a_sweep_grows_and_is_otherwise_refused_where_another_lies(tmp_path):
         return sweep
 
     begin()
-    begin(max_concurrent=3, overrides=["scale.workers=2", "checkpoint.keep=9"])
+    begin(max_concurrent=3, rank="all", overrides=["scale.workers=2", "checkpoint.keep=9"])
     assert begin(num_samples=6).directory.settings.num_samples == 6
     with pytest.raises(
         SweepError, match=r"holds another sweep: sweep\.num_samples was 6 and is now 5; set storage.name"
@@ -197,6 +202,20 @@ def test_a_sweep_is_kept_in_a_store_as_it_is_here(tmp_path, s3):
     assert found.settings == sweep.settings
     assert open_book(sweep).begin_next()[1].run_directory.uri == f"{s3}/runs/sweep/trials/trial-001"
 
+    tune.keep_best(sweep, found.trials)
+    ready = load([found.best_file])  # as the command that is printed does
+    assert (ready.model.num_blocks, ready.run_directory.uri) == (1, f"{s3}/runs/sweep-best")
+    with pytest.raises(
+        ConfigError, match=r"--config s3://.*/bets\.yaml: there is no such file; did you mean best\.yaml"
+    ):
+        load([f"{s3}/runs/sweep/bets.yaml"])
+    with pytest.raises(ConfigError, match=r"--config s3://.*/runs: is a folder; name a YAML file in it"):
+        load([f"{s3}/runs"])
+    with pytest.raises(PlaceError, match="there is no bucket nowhere"):
+        load(["s3://nowhere/best.yaml"])
+    (Place.of(s3) / "more.yaml").write("num_samples: 1\nspace: {model.num_blocks: {integer: [1, 3]}}\n")
+    assert load_sweep(f"{s3}/more.yaml", [found.best_file]).settings.name == "more"
+
 
 def test_optuna_that_is_not_there_is_said_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
@@ -218,9 +237,47 @@ def test_optuna_learns_from_what_was_trained_and_proposes_the_same_after_a_resta
         train(book, trial.name, [1 - trial.parameters["model.dropout"]], end=["finished", "stopped"][number % 7 == 3])
     rates = [trial.parameters["model.dropout"] for trial in book.trials]
     assert sum(rates[-10:]) / 10 < sum(rates[:10]) / 10 / 2
-    nexts = [open_book(sweep).begin_next()[0].parameters for _ in range(1)]
-    for trial in sweep.directory.trials[30:]:
-        (sweep.directory.path / "trials.jsonl").write_text(
-            "".join(f"{kept.line()}\n" for kept in sweep.directory.trials if kept.number < trial.number)
-        )
-    assert open_book(sweep).begin_next()[0].parameters == nexts[0]
+    proposed = book.begin_next()[0].parameters
+    sweep.directory.save(sweep.directory.trials[:30])
+    assert open_book(sweep).begin_next()[0].parameters == proposed
+
+
+def test_optuna_never_trains_the_same_parameters_twice_and_is_the_same_after_a_restart(tmp_path):
+    pytest.importorskip("optuna", reason="search=optuna is an extra")
+    space = {"model.num_blocks": {"integer": [1, 3]}, "model.num_heads": {"choice": [1, 2, 4]}}
+
+    def searched(folder, restart_after):
+        folder.mkdir()
+        sweep = make_sweep(folder, space, num_samples=9, search="optuna")
+        book = open_book(sweep)
+        for number in range(9):
+            if number == restart_after:
+                book = open_book(sweep)
+            trial, _ = book.begin_next()
+            parameters = trial.parameters
+            score = 0.1 * parameters["model.num_blocks"] + 0.01 * parameters["model.num_heads"]
+            train(book, trial.name, [score], end=["finished", "stopped"][number % 3 == 2])
+        assert book.begin_next() is None
+        return [tuple(trial.parameters.values()) for trial in book.trials]
+
+    trials = searched(tmp_path / "one", 4)
+    assert len(set(trials)) == 9
+    assert searched(tmp_path / "other", 7) == trials
+
+
+def test_the_best_is_a_trial_that_did_not_fail_and_which_are_ranked_may_change(tmp_path):
+    def begun(*overrides):
+        sweep = make_sweep(tmp_path, BLOCKS, *overrides)
+        sweep.directory.begin(sweep.settings, sweep.config, "0123")
+        return sweep
+
+    sweep = begun()
+    book = open_book(sweep)
+    for scores, end in (([0.1, 0.2], "finished"), ([0.15], "finished"), ([0.1, 0.9], "failed")):
+        train(book, book.begin_next()[0].name, scores, end)
+    tune.keep_best(sweep, book.trials)
+    assert load([sweep.directory.best_file]).model.num_blocks == 1
+    assert [trial.name for trial in tune.to_rank(sweep)] == ["trial-000"]
+    sweep.directory.run(book.trials[0]).save_metrics({})
+    assert tune.to_rank(sweep) == []
+    assert [trial.name for trial in tune.to_rank(begun("sweep.rank=all"))] == ["trial-001"]

@@ -46,7 +46,7 @@ def folder(tmp_path):
 def test_a_sweep_is_read_as_it_was_written(folder):
     sweep = read_sweep(folder)
     assert (sweep.metric, sweep.finished, sweep.parameters) == ("ndcg@10", False, ["train.learning_rate", "model.gate"])
-    assert [trial.name for trial in sweep.ranked] == ["trial-001", "trial-000", "trial-002", "trial-003"]
+    assert [trial.name for trial in sweep.ranked] == ["trial-001", "trial-000", "trial-003", "trial-002"]
     best = sweep.trials[0].best
     assert (best, sweep.trials[0].seconds) == (Point(2, 10.0, 0.2), 15.0)
     assert sweep.trials[0].run.endswith("sweep/trials/trial-000")
@@ -61,6 +61,15 @@ def test_the_page_is_written_into_the_sweep_and_says_how_far_it_is(folder):
     for text in ("1 finished, 1 stopped, 1 failed, 1 waiting", "not finished", "trial-001 reached 0.2500 at epoch 1",
                  "a worker ran out of memory", "Nothing can be said of any parameter"):  # fmt: skip
         assert text in page
+
+
+def test_a_trial_that_failed_is_not_the_best_whatever_it_had_reached():
+    page = sweep_page(Sweep("s", "ndcg@10", [trial(0, 0.2, lr=1.0), trial(1, 0.9, state="failed", lr=2.0)]))
+    assert "trial-000 reached 0.2000" in page
+    assert [one.name for one in pareto([trial(0, 0.2), trial(1, 0.9, state="failed")])] == ["trial-000"]
+    assert "Every trial that was validated has failed" in sweep_page(
+        Sweep("s", "ndcg@10", [trial(1, 0.9, state="failed", lr=2.0)])
+    )
 
 
 def test_the_best_configuration_stands_in_it_when_the_sweep_is_done(folder):

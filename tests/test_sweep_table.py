@@ -96,3 +96,7 @@ def test_the_final_table_has_the_best_first_and_those_without_a_score_last(book)
                                "epochs", "trained", "in", "state"]  # fmt: skip
     assert [row.split()[0] for row in rows[2:]] == ["trial-001", "trial-000", "trial-002"]
     assert rows[4].endswith("failed: the loss is NaN")
+    book.heard("trial-001", {"kind": "end", "state": "failed", "why": "the loss is NaN"})
+    rows = final_table(book.sweep.settings, book.trials).splitlines()
+    assert [row.split()[0] for row in rows[2:]] == ["trial-000", "trial-001", "trial-002"]
+    assert "the best is trial-000 with 0.1000" in drawn(live_table(book, 40))

@@ -57,8 +57,8 @@ def config_of(uri="", **model):
 def run(tmp_path):
     """A run that has just begun, as RunDirectory.start leaves it."""
 
-    def begin(config):
-        directory = RunDirectory(tmp_path / "run")
+    def begin(config, name="run"):
+        directory = RunDirectory(tmp_path / name)
         directory.start(config, "fingerprint")
         return directory
 
@@ -180,6 +180,11 @@ def test_a_server_has_settings_scores_of_epochs_test_scores_and_the_configuratio
     assert (found.data.metrics["test/ndcg_at_10"], found.data.metrics["training/seconds"]) == (0.14, 8.0)
     assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["config.yaml"]
     assert json.loads((directory.path / "mlflow.json").read_text()) == {"server": server, "run": found.info.run_id}
+
+    log_test_scores(config, run(config, "heads/trials/trial-003").path, RECORD)
+    trial, _ = client.search_runs([found.info.experiment_id])
+    assert trial.info.run_name == "heads/trial-003"
+    assert (trial.data.tags["sweep"], trial.data.tags["trial"]) == ("heads", "trial-003")
 
 
 @has_mlflow

@@ -8,6 +8,7 @@ from sweeps import make_sweep, validation
 
 from raysrec import trial
 from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.evaluate import _trained
 from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
@@ -65,7 +66,9 @@ def test_a_run_of_other_settings_is_not_gone_on_with(told):
     assert "model.num_blocks was 1 and is now 2; --fresh" in event["why"]
 
 
-def test_a_trial_that_is_ended_early_leaves_its_best_weights_to_use(told, monkeypatch):
+def test_a_trial_that_is_ended_early_leaves_its_best_weights_to_use_and_one_that_goes_on_does_not(
+    told, monkeypatch, capsys
+):
     weights = build_model(told.config.model, told.data.manifest.num_items).state_dict()
     state = TrainingState(epoch=3, best_epoch=2, best_score=0.25, best_elapsed_s=20.0, elapsed_s=31.0)
     monkeypatch.setattr(trial, "best_so_far", lambda run: (state, weights))
@@ -76,10 +79,21 @@ def test_a_trial_that_is_ended_early_leaves_its_best_weights_to_use(told, monkey
     Record.state = state
     monkeypatch.setattr(Checkpoints, "last_record", lambda self: Record)
 
-    def learn(run, show):
-        raise RunStopped("stopped by the sweep's scheduler")
+    def stopped(by):
+        def learn(run, show):
+            raise RunStopped(f"stopped by {by}", by)
 
-    events, run = told(learn)
-    assert events == [{"kind": "end", "state": "stopped", "best": [2, 0.25, 20.0], "seconds": 31.0}]
+        return learn
+
+    best = {"best": [2, 0.25, 20.0], "seconds": 31.0}
+    events, run = told(stopped("SIGTERM"))
+    assert events == [{"kind": "end", "state": "interrupted", **best}]
+    with pytest.raises(RunError, match=r"trial-000: has not finished training; run raysrec\.train again"):
+        _trained(run)
+
+    events, run = told(stopped(trial.SCHEDULER))
+    assert events[-1] == {"kind": "end", "state": "stopped", **best}
     assert run.load_model().state_dict().keys() == weights.keys()
     assert not run.metrics_file.is_file()
+    assert _trained(run) == state
+    assert f"{run.path}: was ended early, after epoch 3; its best weights are ranked" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The command on a real Ray on this machine: asked to stop, killed, and typed again until it is done."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,12 +11,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from sweeps import SETTINGS, lines, make_sweep
 from test_resume import environment, until
 
 from raysrec import tune
+from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import load, overlay
 from raysrec.run_directory import RunDirectory
 from raysrec.stopping import StopRequest
@@ -23,7 +26,7 @@ from raysrec.sweep import SweepDirectory
 from raysrec.sweep.book import TrialBook
 
 SWEEP = {
-    "space": {"train.learning_rate": {"grid": [2.0e-3, 1.0e-7]}},
+    "space": {"train.learning_rate": {"grid": [2.0e-3, 1.0e-7, 2.0e-7]}},
     "scheduler": {"name": "asha", "grace_epochs": 3, "reduction_factor": 2},
 }
 
@@ -42,74 +45,91 @@ def events(run, kind):
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+def processes_of(process, name, file=""):
+    """Processes of this command's Ray whose name begins so, which have this file open."""
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if one.name().startswith(name) and one.status() != psutil.STATUS_ZOMBIE:
+                opened = not file or any(open_file.path == file for open_file in one.open_files())
+                found += [one] if opened else []
+    return found
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path):
+def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path):
     places = {
         "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
         "data": {"prepared": str(tmp_path / "data")},
     }
-    settings = overlay(overlay(SETTINGS, places), {"train": {"epochs": 12}})
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    often = {"train": {"epochs": 12}, "scale": {"workers": 2}, "checkpoint": {"every_steps": 5}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(overlay(overlay(SETTINGS, places), often)))
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SWEEP))
     command = [sys.executable, "-m", "raysrec.tune", "--config", str(tmp_path / "base.yaml"), "--sweep"]
     command.append(str(tmp_path / "search.yaml"))
     directory = SweepDirectory(tmp_path / "runs" / "sweep")
-    runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(2)]
+    runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(3)]
     env = {**environment(), "RAY_metrics_report_interval_ms": "1000"}  # within a trial's life on a fast machine too
     shown = {"env": env, "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
 
-    def reaches(number, epoch):
-        """Is this trial trained, and has it been validated so often in this start of the sweep?"""
-        trials = directory.trials
-        return len(trials) > number and trials[number].state == "running" and trials[number].epoch >= epoch
+    def has_saved(number):
+        """Is this trial trained now, and is there something that it would go on from?"""
+        states = [trial.state for trial in directory.trials]
+        return states[number : number + 1] == ["running"] and bool(Checkpoints(runs[number].checkpoints).names())
 
+    # One trial at a time, with two workers, one of which is killed; then the sweep is asked to stop.
     process = subprocess.Popen(command, **shown)
-    until(lambda: reaches(0, 1), process, within_s=400)
-    until(lambda: labels_of("ray_raysrec_restarts"), process)  # said before the first step
-    (labels,) = labels_of("ray_raysrec_restarts")
-    assert labels["run"] == "trial-000"
-    assert labels["trial"]
+    until(lambda: has_saved(0), process, within_s=400)
+    until(lambda: labels_of("ray_raysrec_restarts"), process)
+    assert [(one["run"], one["trial"]) for one in labels_of("ray_raysrec_restarts")] == [("sweep", "trial-000")]
+    processes_of(process, "ray::RayTrainWo")[0].kill()
+    until(lambda: len(events(runs[0], "start")) == 2, process, within_s=400)
+    assert events(runs[0], "start")[1]["step"] > 0
+    assert len(events(runs[0], "failure")) == 1
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 143, said
     assert [line["state"] for line in lines(directory)] == ["interrupted"]
     saved = events(runs[0], "checkpoint")[-1]["step"]
 
-    process = subprocess.Popen(command, **shown)
-    until(lambda: reaches(1, 1), process, within_s=400)
+    # Two at a time; the process of the second one is killed, and when the third one is trained, the command.
+    process = subprocess.Popen([*command, "sweep.max_concurrent=2"], **shown)
+    until(lambda: has_saved(1) and has_saved(0), process, within_s=400)
+    assert len(processes_of(process, "ray::RayTrainWo")) == 4
+    (trial,) = processes_of(process, "ray::ImplicitFu", str(runs[1].path / "log.jsonl"))
+    trial.kill()
+    until(lambda: has_saved(2), process, within_s=400)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    finished = (runs[0].path / "log.jsonl").read_text()
-    assert [line["state"] for line in lines(directory)] == ["finished", "running"]
-    assert events(runs[0], "start")[1]["step"] == saved > 0
+    assert events(runs[0], "start")[2]["step"] == saved
+    assert events(runs[1], "start")[1]["step"] > 0
+    done = [run for run, line in zip(runs, lines(directory), strict=True) if line["state"] in ("finished", "stopped")]
+    logs = [(run.path / "log.jsonl").read_text() for run in done]
+    assert logs
 
-    done = subprocess.run(command, **shown, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert [line["state"] for line in lines(directory)] == ["finished", "stopped"]
-    assert (runs[0].path / "log.jsonl").read_text() == finished
-    starts = events(runs[1], "start")
-    assert len(starts) == 2
-    assert starts[1]["step"] > 0
+    ended = subprocess.run(command, **shown, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert [line["state"] for line in lines(directory)] == ["finished", "stopped", "stopped"]
+    assert [(run.path / "log.jsonl").read_text() for run in done] == logs
+    assert events(runs[2], "start")[1]["step"] > 0
     for run, line in zip(runs, lines(directory), strict=True):
         best = max(event["validation/ndcg@10"] for event in events(run, "validation"))
         assert line["score"] == pytest.approx(best)
         run.load_model()
-    early = lines(directory)[1]
-    assert 3 <= early["epoch"] < 6
+    assert all(3 <= line["epoch"] < 12 for line in lines(directory)[1:])
     assert len([folder for folder in (tmp_path / "data").iterdir() if folder.is_dir()]) == 1
 
-    best = max(range(2), key=lambda number: lines(directory)[number]["score"])
-    assert [run.metrics_file.is_file() for run in runs] == [number == best for number in range(2)]
-    assert f"best  trial-{best:03d}: train.learning_rate=" in done.stdout
+    assert [run.metrics_file.is_file() for run in runs] == [True, False, False]
+    assert "best  trial-000: train.learning_rate=" in ended.stdout
     ready = load([directory.best_file.local])
-    assert ready.train.learning_rate == SWEEP["space"]["train.learning_rate"]["grid"][best]
+    assert ready.train.learning_rate == SWEEP["space"]["train.learning_rate"]["grid"][0]
     assert ready.run_directory.name == "sweep-best"
 
     again = subprocess.run(command, **shown, timeout=100)
     assert again.returncode == 0, again.stderr
-    assert again.stdout == done.stdout
+    assert again.stdout == ended.stdout
     refused = subprocess.run([*command, "train.epochs=5"], **shown, timeout=100)
     assert refused.returncode == 2
     assert "holds another sweep: config.train.epochs was 12 and is now 5" in refused.stderr
@@ -151,7 +171,7 @@ def test_asked_to_stop_a_sweep_asks_each_trial_until_it_has_saved(stopped):
         for number in range(2):  # the second one has only just started, and hears nothing at first
             name = f"trial-{number:03d}"
             until_true(lambda: asked.count((name, "SIGTERM")) > 2 * number)  # noqa: B023
-            book.heard(name, {"kind": "end", "state": "stopped", "seconds": 1.0})
+            book.heard(name, {"kind": "end", "state": "interrupted", "seconds": 1.0})
 
     error, _, states = stopped(trials, stop_within_s=60)
     assert error is None

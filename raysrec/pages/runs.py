@@ -144,7 +144,7 @@ def state_of(run: RunDirectory, record: dict[str, Any] | None) -> str:
         return "finished"
     if run.metrics_file.is_file():
         return "damaged"
-    return "not ranked" if (run.model_directory / "model.json").is_file() else "not finished"
+    return "not ranked" if run.has_model() else "not finished"
 
 
 def named(paths: Iterable[AnyPath]) -> list[tuple[str, RunDirectory]]:

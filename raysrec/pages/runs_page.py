@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from raysrec.pages import curves, figures, words
@@ -137,7 +138,7 @@ def _row(run: Run, board: Board, metrics: Sequence[str], test: Compared | None, 
         words.score(score_of(run, "validation", board.metric)),
         words.number(training.get("best_epoch")),
         words.duration(training.get("seconds_to_best")),
-        words.duration(training.get("seconds")),
+        replace(words.duration(training.get("seconds")), note="ended early" if training.get("ended_early") else ""),
     ]
 
 

@@ -47,9 +47,10 @@ def sweep_page(sweep: Sweep) -> str:
 
 
 def _best(sweep: Sweep, scored: Sequence[Trial]) -> Part:
-    if not scored:
-        return Part("Best trial", ["No trial has been validated yet."])
-    best = scored[0]
+    best = next((trial for trial in scored if not trial.failed), None)
+    if best is None:
+        said = "Every trial that was validated has failed." if scored else "No trial has been validated yet."
+        return Part("Best trial", [said])
     assert best.best is not None
     settings = "  ".join(f"{name}={words.setting(value)}" for name, value in best.parameters.items())
     took = words.duration(best.best.seconds).text
@@ -75,7 +76,7 @@ def _trials(sweep: Sweep, numbers: dict[str, int]) -> Part:
             [
                 Cell(trial.name, series=numbers.get(trial.name)),
                 *values,
-                words.score(trial.score, strong=trial.name in numbers and numbers[trial.name] == 0),
+                words.score(trial.score, strong=numbers.get(trial.name) == 0 and not trial.failed),
                 words.number(best.epoch if best else None),
                 words.number(trial.curve[-1].epoch if trial.curve else None),
                 words.duration(trial.seconds if trial.curve else None),

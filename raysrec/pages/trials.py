@@ -38,6 +38,11 @@ class Trial:
     """Why it failed, or how often it had to start again."""
 
     @property
+    def failed(self) -> bool:
+        """Did it end otherwise than it was to? Then it is not the best, whatever it had reached."""
+        return self.state == "failed"
+
+    @property
     def best(self) -> Point | None:
         """Its best validation so far."""
         return max(self.curve, key=lambda point: point.score, default=None)
@@ -70,8 +75,8 @@ class Sweep:
 
     @property
     def ranked(self) -> list[Trial]:
-        """Its trials, best first; those without a score come last."""
-        return sorted(self.trials, key=lambda trial: -(trial.score if trial.score is not None else float("-inf")))
+        """Its trials, best first; those without a score and those that failed come last."""
+        return sorted(self.trials, key=lambda trial: (trial.failed, trial.score is None, -(trial.score or 0.0)))
 
     @property
     def parameters(self) -> list[str]:
@@ -80,8 +85,8 @@ class Sweep:
 
 
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other one beats in score without taking longer to it, fastest first."""
-    scored = [(trial.best.seconds, -trial.best.score, trial) for trial in trials if trial.best]
+    """The trials that no other one beats in score without taking longer to it, fastest first; none that failed."""
+    scored = [(one.best.seconds, -one.best.score, one) for one in trials if one.best and not one.failed]
     front: list[Trial] = []
     for _, _, trial in sorted(scored, key=lambda entry: entry[:2]):
         if not front or (trial.score or 0.0) > (front[-1].score or 0.0):

@@ -134,7 +134,7 @@ class TrialBook:
     def interrupt(self, trials: Sequence[TrialRecord]) -> None:
         """These trials are left as they are, and go on another time."""
         for trial in trials:
-            self.heard(trial.name, {"kind": "end", "state": "stopped"})
+            self.heard(trial.name, {"kind": "end", "state": "interrupted"})
 
     def _next(self) -> TrialRecord | None:
         if self._unfinished:
@@ -154,10 +154,10 @@ class TrialBook:
     def _end(self, trial: TrialRecord, event: Event) -> TrialRecord:
         self._live.pop(trial.name, None)
         state, why, curve = event["state"], event.get("why", ""), trial.curve
-        if state == "stopped" and trial.name in self._ended_early:
+        if state == "stopped":
             why = f"ended early by {self.sweep.settings.scheduler.name}, after epoch {trial.epoch}"
-        elif state == "stopped":
-            state, why = "interrupted", "the sweep was asked to end"
+        elif state == "interrupted":
+            why = "the sweep was asked to end"
         if (best := event.get("best")) and best[0] not in [epoch for epoch, _, _ in curve]:
             # It was validated when the sweep had been killed.
             curve = tuple(sorted([*curve, tuple(best)]))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -131,10 +131,15 @@ class SweepConfig(Section):
         seen: list[Parameters] = []
         for _ in range(self.num_samples or 1):
             for point in itertools.product(*grids.values()):
-                seen.append(self._other_than(seen, dict(zip(grids, point, strict=True))))
+                seen.append(self.other_than(seen, dict(zip(grids, point, strict=True))))
                 yield seen[-1]
 
-    def _other_than(self, seen: list[Parameters], point: Parameters) -> Parameters:
+    def other_than(self, seen: Sequence[Parameters], point: Parameters = {}) -> Parameters:  # noqa: B006 - not changed
+        """Parameters at this point of the grids, drawn at random for the rest, that none of these are.
+
+        Raises:
+            SweepError: No others were found.
+        """
         for again in range(SAME_AGAIN):
             random = np.random.default_rng([self.seed, len(seen), again])
             drawn = {key: point[key] if key in point else sampler.draw(random) for key, sampler in self.space.items()}

@@ -4,7 +4,7 @@ import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ LEARNED_DRAWS = 20
 class Sweep:
     """A sweep that was checked."""
 
-    file: Path
+    file: Place
     """Where it is written."""
     settings: SweepConfig
     """What it says; its name and metric are filled in."""
@@ -80,7 +80,7 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
         ConfigError: The configuration cannot be run as it is.
         SweepError: The sweep cannot be made; the text names its file, the parameter and the value.
     """
-    file = Path(file)
+    file = Place.of(file)
     own = [override.removeprefix(OWN) for override in overrides if override.startswith(OWN)]
     others = [override for override in overrides if not override.startswith(OWN)]
     settings = _settings(file, own)
@@ -90,7 +90,7 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
     base = read(configs, others, between=settings.config)
     metric = _metric(file, settings, validate(base))
     base = overlay(base, nest("evaluate.metric", metric))
-    settings = settings.model_copy(update={"name": settings.name or file.stem, "metric": metric})
+    settings = settings.model_copy(update={"name": settings.name or PurePath(file.name).stem, "metric": metric})
     sweep = Sweep(file, settings, validate(base), base)
     _refuse_impossible(sweep)
     rule = settings.scheduler
@@ -102,14 +102,14 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
     return sweep
 
 
-def _settings(file: Path, overrides: Sequence[str]) -> SweepConfig:
+def _settings(file: Place, overrides: Sequence[str]) -> SweepConfig:
     try:
         return SweepConfig.model_validate(read([file], overrides, option="--sweep"))
     except ValidationError as error:
         raise SweepError("\n".join(f"{file}: {_in_words(detail)}" for detail in error.errors())) from None
 
 
-def _refuse_set_and_swept(file: Path, settings: SweepConfig, overrides: Sequence[str]) -> None:
+def _refuse_set_and_swept(file: Place, settings: SweepConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0]
         for swept in settings.space:
@@ -117,7 +117,7 @@ def _refuse_set_and_swept(file: Path, settings: SweepConfig, overrides: Sequence
                 raise SweepError(f"{override}: {swept} is swept by {file}; drop one of them")
 
 
-def _metric(file: Path, settings: SweepConfig, config: RunConfig) -> str:
+def _metric(file: Place, settings: SweepConfig, config: RunConfig) -> str:
     """The name of the validation score, as it is reported."""
     metric = settings.metric.removeprefix("validation/") or config.evaluate.metric
     known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in config.evaluate.ks]

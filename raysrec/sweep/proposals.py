@@ -9,6 +9,9 @@ from raysrec.sweep.config import Parameters, SweepConfig, SweepError
 from raysrec.sweep.record import TrialRecord
 from raysrec.sweep.sampler import Sampler, rounded
 
+ASK_AGAIN = 30
+"""Proposals of parameters that another trial has, after which new ones are drawn at random."""
+
 
 @runtime_checkable
 class Proposals(Protocol):
@@ -49,7 +52,10 @@ class DrawnProposals:
 
 
 class LearnedProposals:
-    """Optuna's tree-structured Parzen estimator; what it proposes follows from seed, number and the scores so far."""
+    """Optuna's tree-structured Parzen estimator; what it proposes follows from seed, number and the scores so far.
+
+    What is known is told to it anew for each proposal, so that nothing hangs on how often a sweep was started.
+    """
 
     def __init__(self, settings: SweepConfig, known: Sequence[TrialRecord]) -> None:
         refuse_missing_optuna()
@@ -59,34 +65,57 @@ class LearnedProposals:
         self._optuna: Any = optuna
         self._settings = settings
         self._distributions = {key: _distribution(sampler) for key, sampler in settings.space.items()}
-        self._study = optuna.create_study(direction="maximize")
-        self._asked: dict[int, Any] = {}
-        for trial in known:
-            self._study.enqueue_trial({key: self._internal(key, value) for key, value in trial.parameters.items()})
-            self._asked[trial.number] = self._study.ask(self._distributions)
-            if trial.is_done:
-                self.told(trial)
+        # One that is to go on counts as one that runs.
+        self._trials = {trial.number: trial if trial.is_done else _running(trial) for trial in known}
 
     def propose(self, number: int) -> Parameters:
-        """The parameters of this trial."""
-        seed = int(np.random.SeedSequence([self._settings.seed, number]).generate_state(1)[0])
-        # With a sampler of its own each trial's draw is the same after a restart.
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        self._asked[number] = self._study.ask(self._distributions)
-        return {key: self._external(key, value) for key, value in self._asked[number].params.items()}
+        """The parameters of this trial, which no other has."""
+        parameters = self._asked(number)
+        self._trials[number] = TrialRecord(number=number, name="", parameters=parameters, state="running")
+        return parameters
 
     def told(self, trial: TrialRecord) -> None:
         """Learn from a trial that has ended; one that was stopped early counts as far as it came."""
-        asked = self._asked.pop(trial.number, None)
-        if asked is None:
-            return
-        state = self._optuna.trial.TrialState
-        if trial.state == "finished" and trial.score is not None:
-            self._study.tell(asked, trial.score)
-            return
-        for epoch, score, _ in trial.curve:
-            asked.report(score, epoch)
-        self._study.tell(asked, state=state.PRUNED if trial.curve and trial.state == "stopped" else state.FAIL)
+        self._trials[trial.number] = trial
+
+    def _asked(self, number: int) -> Parameters:
+        known = [self._trials[other] for other in sorted(self._trials)]
+        study = self._optuna.create_study(direction="maximize")
+        study.add_trials([found for trial in known if (found := self._as_optuna_has_it(trial)) is not None])
+        for again in range(ASK_AGAIN):
+            seed = int(np.random.SeedSequence([self._settings.seed, number, again]).generate_state(1)[0])
+            # With a sampler of its own each draw is the same after a restart.
+            study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            asked = study.ask(self._distributions)
+            parameters = {key: self._external(key, value) for key, value in asked.params.items()}
+            same = next((trial for trial in known if trial.parameters == parameters), None)
+            if same is None:
+                return parameters
+            # Its score is known, and is no reason to come here again.
+            self._tell(study, asked, same)
+        return self._settings.other_than([trial.parameters for trial in known])
+
+    def _tell(self, study: Any, asked: Any, trial: TrialRecord) -> None:
+        if (found := self._as_optuna_has_it(trial)) is None:
+            study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+        elif found.state.is_finished():
+            for epoch, score in found.intermediate_values.items():
+                asked.report(score, epoch)
+            study.tell(asked, found.value if found.state.name == "COMPLETE" else None, state=found.state)
+
+    def _as_optuna_has_it(self, trial: TrialRecord) -> Any:
+        """The trial as one of Optuna's; None if nothing can be learned from it."""
+        states = self._optuna.trial.TrialState
+        finished = trial.state == "finished" and trial.score is not None
+        if not finished and trial.state != "running" and not (trial.state == "stopped" and trial.curve):
+            return None
+        return self._optuna.trial.create_trial(
+            state=states.COMPLETE if finished else states.RUNNING if trial.state == "running" else states.PRUNED,
+            params={key: self._internal(key, value) for key, value in trial.parameters.items()},
+            distributions=self._distributions,
+            value=trial.score if finished else None,
+            intermediate_values={} if finished else {epoch: score for epoch, score, _ in trial.curve},
+        )
 
     def _internal(self, key: str, value: Any) -> Any:
         sampler = self._settings.space[key]
@@ -98,6 +127,10 @@ class LearnedProposals:
             return sampler.values[value]
         low, high = sampler.values
         return rounded(value, float(low), float(high)) if isinstance(value, float) else value
+
+
+def _running(trial: TrialRecord) -> TrialRecord:
+    return trial.model_copy(update={"state": "running"})
 
 
 def refuse_missing_optuna() -> None:

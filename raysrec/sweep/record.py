@@ -22,7 +22,7 @@ from raysrec.run_directory import FREE, RunDirectory
 from raysrec.schema import CountOrZero, Section
 from raysrec.sweep.config import Parameters, SweepConfig, SweepError
 
-FREE_OF_SWEEP = ("sweep.max_concurrent", *(f"config.{key}" for key in FREE), "config.storage.")
+FREE_OF_SWEEP = ("sweep.max_concurrent", "sweep.rank", *(f"config.{key}" for key in FREE), "config.storage.")
 """Settings that change no trial's numbers, and may be others when a sweep goes on."""
 
 State = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
@@ -88,6 +88,23 @@ class TrialRecord(Section):
         """The trial of a line."""
         record = json.loads(line)
         return cls.model_validate({key: value for key, value in record.items() if key in cls.model_fields})
+
+
+def by_score(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The best first, the earlier of two that are alike; then those without a score, and those that failed.
+
+    Whatever a trial reached before its loss was NaN, nobody wants its parameters.
+    """
+    return sorted(
+        trials,
+        key=lambda trial: (trial.state == "failed", trial.score is None, -(trial.score or 0.0), trial.number),
+    )
+
+
+def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The one with the highest validation score of those that have not failed; None if there is none."""
+    usable = (trial for trial in by_score(trials) if trial.score is not None and trial.state != "failed")
+    return next(usable, None)
 
 
 @dataclass(frozen=True, init=False)
