@@ -10,10 +10,10 @@ set -euo pipefail
 within_s=${1:-100}
 deadline=$((SECONDS + within_s))
 
-# Ids of the processes whose command line (its words joined by spaces) matches this pattern.
+# Ids of the processes whose command line (its words joined by spaces) matches this pattern. Tests set other processes.
 processes() {
   local folder
-  for folder in /proc/[0-9]*; do
+  for folder in "${PROCESSES:-/proc}"/[0-9]*; do
     if { tr '\0' ' ' <"$folder/cmdline"; } 2>/dev/null | grep -qE "$1"; then
       echo "${folder#/proc/}"
     fi

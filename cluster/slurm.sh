@@ -32,7 +32,14 @@ folder=/tmp/ray-$SLURM_JOB_ID
 port=6379
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | tr ' ' '\n' | grep -m1 -F .)
+# What the head's name stands for, or else what its network cards have: under Debian the name is 127.0.1.1, which no other
+# node reaches.
+on_head=(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}")
+head_ip=$({ "${on_head[@]}" hostname --ip-address && "${on_head[@]}" hostname --all-ip-addresses; } |
+  tr ' ' '\n' | grep -F . | grep -m1 -v '^127\.') || {
+  echo "error: ${nodes[0]} has no IPv4 address that other nodes reach, only $(hostname --all-ip-addresses)" >&2
+  exit 1
+}
 export RAY_ADDRESS=$head_ip:$port
 
 # `ray start` knows the CPUs of a machine, and not how many of them Slurm gave.

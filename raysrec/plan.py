@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from raysrec.autoscaling import to_come
+from raysrec.autoscaler import to_come
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.loader import positions_per_target, targets_per_epoch

@@ -342,6 +342,68 @@ def test_a_cloud_that_is_not_known_is_refused():
     assert (done.returncode, done.stderr) == (2, "error: azure is no cloud that is known here; aws or gcp\n")
 
 
+DRIVER = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Starts processes, all that `leave.sh` sees: it would end every training of this machine."""
+    (tmp_path / "proc").mkdir()
+    monkeypatch.setenv("PROCESSES", str(tmp_path / "proc"))
+    processes = []
+
+    def start(*words, **options):
+        processes.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **options))
+        (tmp_path / f"proc/{processes[-1].pid}").symlink_to(f"/proc/{processes[-1].pid}")
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_head_that_goes_ends_the_commands_on_it_and_waits_until_they_have_saved(started, tmp_path):
+    (tmp_path / "raysrec").mkdir()
+    (tmp_path / "raysrec/train.py").write_text(DRIVER)
+    started("/site/ray/core/gcs_server", "60", executable="/bin/sleep")
+    driver = started(sys.executable, "-m", "raysrec.train", cwd=tmp_path)
+    another = started(sys.executable, "-c", DRIVER)
+    for process in (driver, another):
+        assert process.stdout.readline() == "training\n"
+    done = subprocess.run([CLUSTER / "leave.sh", "30"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (driver.poll(), driver.stdout.read()) == (143, "saved\n")
+    assert another.poll() is None
+
+
+def test_another_machine_that_goes_tells_ray_and_waits_for_the_workers_on_it(started, stand_ins):
+    stand_ins("ray")
+    worker = started("ray::RayTrainWorker.execute", "2", executable="/bin/sleep")
+    endless = started("ray::RayTrainWorker.execute", "60", executable="/bin/sleep")
+    began = time.monotonic()
+    subprocess.run([CLUSTER / "leave.sh", "4"], check=True, timeout=60)
+    assert time.monotonic() - began >= 3  # the endless one is not waited for longer
+    assert worker.poll() == 0
+    assert endless.poll() is None
+    endless.terminate()
+    subprocess.run([CLUSTER / "leave.sh", "50"], check=True, timeout=30)
+    told = (
+        "ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message this machine is taken away "
+        "--deadline-remaining-seconds"
+    )
+    assert stand_ins.calls() == [f"{told} 4", f"{told} 50"]
+
+
 PYTHON_THAT_SAVES = """
 trap 'echo "saved" >> {calls}; exit 143' TERM
 while true; do sleep 0.1; done
@@ -354,7 +416,7 @@ def slurm(stand_ins, tmp_path, monkeypatch):
     stand_ins("scontrol", '[ "$1" = show ] && printf "node1\\nnode2\\n" || true')
     # What srun starts is started here, without its own options.
     stand_ins("srun", 'while [[ "$1" == --* ]]; do shift; done\n[ "$1" = rm ] || exec "$@"')
-    stand_ins("hostname", "echo fe80::1 10.0.0.1")
+    stand_ins("hostname", "echo fe80::1 127.0.1.1 10.0.0.1")
     stand_ins("ray", '[ "$1" != start ] || exec sleep 60')
     for name, value in {
         "SLURM_SUBMIT_DIR": tmp_path,
@@ -384,6 +446,25 @@ def test_slurm_starts_ray_on_all_nodes_and_ends_as_the_run_does(slurm, tmp_path)
     assert any(call.startswith("srun") and "--nodes=1 --exclude=node1" in call for call in calls)
     assert "python -m raysrec.train --config a.yaml train.epochs=3" in calls
     assert not any(call.startswith("scontrol requeue") for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "expected"),
+    [
+        # As Debian's installer writes it into /etc/hosts.
+        ("127.0.1.1", "10.0.0.7 172.17.0.1 fe80::1", "10.0.0.7:6379"),
+        ("10.0.0.5", "192.168.0.5 10.0.0.5", "10.0.0.5:6379"),
+        ("127.0.1.1", "fe80::1", ""),
+    ],
+)
+def test_slurm_takes_an_address_of_the_head_that_others_reach(slurm, tmp_path, name, cards, expected):
+    slurm("hostname", f'[ "$1" = --ip-address ] && echo {name} || echo {cards}')
+    slurm("python", 'echo "$RAY_ADDRESS"')
+    done = subprocess.run([CLUSTER / "slurm.sh"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == expected
+    assert (done.returncode, "node1 has no IPv4 address that other nodes reach" in done.stderr) == (
+        (0, False) if expected else (1, True)
+    )
 
 
 def test_slurm_queues_a_run_again_that_saved_before_the_time_limit(slurm, tmp_path):

@@ -116,6 +116,35 @@ def until(condition):
         time.sleep(0.1)
 
 
+def submit_the_other_verbs(client, train, folder):
+    """All at once, after this training."""
+    run, settings = folder / "runs/quickstart", train[3:]
+    (folder / "sweep.yaml").write_text("{space: {train.learning_rate: {grid: [0.01]}}, num_samples: 1}")
+    sweep = ["python", "-m", "raysrec.tune", "--sweep", folder / "sweep.yaml", *settings, "train.epochs=1"]
+    commands = {
+        "prepare": ["python", "-m", "raysrec.prepare", *settings],
+        "evaluate": ["python", "-m", "raysrec.evaluate", run, "evaluate.exclude_seen=true"],
+        "recommend": ["python", "-m", "raysrec.recommend", run, "--output", folder / "lists", "--k", "3"],
+        "tune": [*sweep, "train.validate_every=1", "storage.name=sweep"],
+        "dry run": [*sweep, "scale.workers=4", "data.num_streams=4", "--dry-run"],
+    }
+    jobs = {
+        name: client.submit_job(entrypoint=" ".join(map(str, command)), runtime_env={"working_dir": str(ROOT)})
+        for name, command in commands.items()
+    }
+    until(lambda: all(client.get_job_status(job).is_terminal() for job in jobs.values()))
+    said = {name: client.get_job_logs(job) for name, job in jobs.items()}
+    assert {name: client.get_job_status(job).value for name, job in jobs.items()} == dict.fromkeys(jobs, "SUCCEEDED"), (
+        said
+    )
+    assert "reusing" in said["prepare"]
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["evaluate"]["exclude_seen"] is True
+    assert json.loads((folder / "lists/_manifest.json").read_text())["counts"]["users"] == 60
+    assert (folder / "runs/sweep/best.yaml").is_file()
+    assert "3 CPUs: NEVER enough for 4 workers; no machine has room for 1 CPU" in said["dry run"]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -175,6 +204,8 @@ def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(dash
     steps = [event["step"] for event in starts(tmp_path / "runs/quickstart")]
     assert len(steps) == 3
     assert 0 == steps[0] < steps[1] <= steps[2]
+
+    submit_the_other_verbs(client, command, tmp_path)
 
     done = submit(dashboard, *command[:5], "data.prepared=/tmp/a")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What machines of a cluster answer, and what is said of it; test_jobs.py asks real ones."""
+"""What machines of a cluster answer, and what is said of it; test_resources.py asks a real one."""
 
 import json
 import os

@@ -334,10 +334,15 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
             recommend(run, config, Request(users=users), f"{s3}/{output}")
     monkeypatch.setattr(verb.RecommendationFolder, "_copy", copy)
     manifest = recommend(run, config, Request(k=2), f"{s3}/other", fresh=True)
+    other = Place.of(f"{s3}/other")
     assert Place.of(f"{s3}/other.unfinished").below() == []
-    assert {info.base_name for info in Place.of(f"{s3}/other").below()} == {"_manifest.json", "part-00000.parquet"}
+    assert {info.base_name for info in other.below()} == {
+        "_manifest.json",
+        *(file["file"] for file in manifest["files"]),
+    }
+    assert {len(items) for items in pq.read_table(other.path, filesystem=other.filesystem)["items"].to_pylist()} == {2}
     # Killed again, while it deletes these.
-    (Place.of(f"{s3}/other") / "_manifest.json").delete()
+    (other / "_manifest.json").delete()
     with pytest.raises(
         FolderError, match="holds some parts of recommendations that cannot be gone on with; name anoth"
     ):

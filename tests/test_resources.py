@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from raysrec import nodes, resources
-from raysrec.autoscaling import to_come
+from raysrec.autoscaler import to_come
 from raysrec.config import ScaleConfig
 from raysrec.nodes import check_nodes, wait_for_data_nodes
 from raysrec.place import Place

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from raysrec import autoscaling
-from raysrec.autoscaling import to_come
+from raysrec import autoscaler as module
+from raysrec.autoscaler import to_come
 from raysrec.placement import ToCome
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
@@ -24,7 +24,7 @@ def autoscaler(tmp_path, monkeypatch):
         nodes=lambda: [HEAD, GPU, GPU | {"Alive": False}],
     )
     monkeypatch.setitem(sys.modules, "ray", stand_in)
-    monkeypatch.setattr(autoscaling, "PROCESSES", tmp_path)
+    monkeypatch.setattr(module, "PROCESSES", tmp_path)
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
 
     def started(*options):
@@ -77,11 +77,11 @@ def test_a_pod_asks_kubernetes(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(KubernetesHttpApiClient, "get", get)
     (tmp_path / "namespace").write_text("ours\n")
-    monkeypatch.setattr(autoscaling, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(module, "NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("RAY_CLUSTER_NAME", "raysrec")
-    assert str(ToCome.of(autoscaling._of_kuberay(), ["gpu-spot"])) == "8 data, 7 gpu-spot, 8 gpu-on-demand"
+    assert str(ToCome.of(module._of_kuberay(), ["gpu-spot"])) == "8 data, 7 gpu-spot, 8 gpu-on-demand"
     cluster["spec"]["enableInTreeAutoscaling"] = False
-    assert autoscaling._of_kuberay() == autoscaling.NOTHING
+    assert module._of_kuberay() == module.NOTHING
     monkeypatch.setenv("RAY_CLUSTER_NAME", "other")
-    assert autoscaling._of_kuberay() is None
+    assert module._of_kuberay() is None
     assert asked == [("ours", "rayclusters/raysrec")] * 2 + [("ours", "rayclusters/other")]
