@@ -52,6 +52,18 @@ def events(run, kind):
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+def epoch_learned_before_each_validation(run):
+    """Of the last step that is in the log before the scores of each validated epoch."""
+    epochs = {"step": 0}
+    found = []
+    for line in (run.path / "log.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["kind"] == "validation":
+            found.append(epochs["step"])
+        epochs[event["kind"]] = event.get("epoch")
+    return found
+
+
 def validation_scores(run):
     return [[value for name, value in event.items() if "@" in name] for event in events(run, "validation")]
 
@@ -103,6 +115,9 @@ def test_validated_beside_its_workers_a_run_ends_the_same(undisturbed, folder):
     record, expected = (json.loads(one.metrics_file.read_text()) for one in (run, undisturbed))
     assert record["training"]["best_epoch"] == expected["training"]["best_epoch"]
     assert record["splits"] == expected["splits"]
+    # Nobody waits for an epoch's scores but at the end, when nothing is left to learn.
+    assert epoch_learned_before_each_validation(undisturbed) == [1, 2, 3]
+    assert epoch_learned_before_each_validation(run) == [2, 3, 3]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -283,6 +283,22 @@ def test_validated_beside_it_a_training_chooses_the_same_weights(folder, changes
     assert log.losses.items() >= before.losses.items()
 
 
+def test_training_does_not_wait_for_ranks_that_are_made_beside_it(folder):
+    """They are made once the next epoch has begun to be learned; who waited for them would wait for ever."""
+    config, log = configure(folder), Log()
+
+    class Late(Beside):
+        def _rank(self, weights):
+            step, deadline = log.step, time.monotonic() + 60
+            while log.step == step and self.begun < config.train.epochs:
+                assert time.monotonic() < deadline, f"no step after {step} while ranks were awaited"
+                time.sleep(0.01)
+            return super()._rank(weights)
+
+    start(config, folder / "unawaited", log, beside=Late(config))
+    assert log.validated == [1, 2, 3]
+
+
 def test_what_was_to_be_judged_is_judged_after_a_restart(folder):
     config = configure(folder, checkpoint__every_steps=1)
     whole = start(config, folder / "judged", beside=Beside(config))

@@ -1,31 +1,24 @@
 """A real Ray of several nodes on which workers die, stall and are asked to leave, and nodes go: nothing is lost.
 
-It takes some ten minutes on two cores, too long for every check:
-
-    python -m pytest tests/struck_runs.py
+It takes some ten minutes on two cores.
 """
 
 import json
-import os
 import signal
 import threading
 import time
 
 import psutil
 import pytest
-import ray
-from ray._raylet import GcsClient
-from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
+from clusters import NODE, cluster_of
 from test_training import start
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import nest, overlay, validate
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import SETTINGS
 from raysrec.train import train
 
-pytestmark = pytest.mark.timeout(800)
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(800)]
 
 WAIT_S = 240
 BEGAN = time.monotonic()
@@ -42,26 +35,8 @@ BASE = {
 @pytest.fixture(scope="module")
 def cluster():
     """A head for the driver, and two nodes that have room for a worker each."""
-    os.environ.update(SETTINGS | {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"})
-    os.environ.setdefault("RAY_TMPDIR", f"/tmp/raysrec-{os.getpid()}")
-    # A node that is gone is noticed in seconds.
-    settings = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    found = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 1,
-            "object_store_memory": 10**8,
-            "_system_config": settings,
-            "include_dashboard": False,
-        },
-    )
-    for _ in range(2):
-        found.add_node(num_cpus=1, object_store_memory=10**8)
-    environment = {name: os.environ[name] for name in SETTINGS}
-    ray.init(address=found.address, runtime_env={"env_vars": environment}, logging_level="ERROR", log_to_driver=False)
-    yield found
-    ray.shutdown()
-    found.shutdown()
+    with cluster_of({"num_cpus": 1}, {"num_cpus": 1}, head_cpus=1) as found:
+        yield found
 
 
 def configure(folder, name, **changes):
@@ -174,7 +149,7 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
 
     def node_is_lost(process):
         cluster.remove_node(node_of_a_worker(cluster), allow_graceful=False)
-        cluster.add_node(num_cpus=1, object_store_memory=10**8)
+        cluster.add_node(**NODE, num_cpus=1)
 
     def killed(process):
         process.send_signal(signal.SIGKILL)
@@ -216,9 +191,9 @@ def test_workers_come_and_go_with_nodes(cluster, folder, undisturbed, monkeypatc
     seen = until_on(2, 0)
     cluster.remove_node(node_of_a_worker(cluster), allow_graceful=False)
     seen = until_on(1, seen)
-    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    cluster.add_node(**NODE, num_cpus=1)
     seen = until_on(2, seen)
-    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    cluster.add_node(**NODE, num_cpus=1)
     drain(cluster, node_of_a_worker(cluster))
     seen = until_on(2, seen)
     training.finish()
@@ -230,6 +205,9 @@ def test_workers_come_and_go_with_nodes(cluster, folder, undisturbed, monkeypatc
 
 def drain(cluster, node, within_s=60):
     """What a cluster's autoscaler says when the machine of a node is about to be taken away."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     gcs = GcsClient(address=cluster.address)
     assert gcs.drain_node(node.node_id, reason, "a spot machine", int(1000 * (time.time() + within_s)))[0]

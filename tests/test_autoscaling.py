@@ -1,13 +1,12 @@
-"""A real autoscaler, whose nodes are processes of this machine: they come for a training, and go after it.
+"""Ray's two real autoscalers, whose nodes are processes of this machine: they come for a run, and go after it.
 
-The training is a command in a process of its own, as a user's is; this process only looks on. It takes four and a half
-minutes on two cores with nothing beside it, too long for every check:
-
-    python -m pytest tests/autoscaled_runs.py
+`ray up` and KubeRay start the second one (v2). The run is commands in processes of their own, as a user's are; this
+process only looks on.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,29 +21,53 @@ import pytest
 import yaml
 from test_jobs import free_port
 
+from raysrec.command_line import overlay
 from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
 
-HEAD_CPUS = 2
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
 
+HEAD_CPUS = 2
+HEAD_ID = "f" * 51 + "00000"
+"""Of the head, as the provider of nodes has it; a node's own is as long."""
+
+# A training long enough for nodes to come and be used before it ends.
 SETTING = {
-    "data": {"synthetic": {"num_users": 401, "num_items": 50, "mean_length": 15}, "num_streams": 3},
+    "data": {"synthetic": {"num_users": 4001, "num_items": 50, "mean_length": 15}, "num_streams": 3},
     "model": {"name": "recgrela", "dim": 16, "num_blocks": 1, "max_length": 20},
-    "train": {"epochs": 80, "batch_targets": 512, "learning_rate": 0.01, "patience": 100, "validate_every": 40},
+    "train": {"epochs": 24, "batch_targets": 2048, "learning_rate": 0.01, "patience": 100, "validate_every": 12},
     "engine": {"name": "torch"},
-    "scale": {"workers": {"min": 2, "max": 3}, "threads_per_worker": 1, "device": "cpu"},
+    "scale": {"workers": {"min": 1, "max": 3}, "threads_per_worker": 1, "device": "cpu"},
 }
 
-# `python -m raysrec.train`, which looks for room every two seconds rather than every minute.
-COMMAND = """
+# `python -m raysrec.…`, which looks for room every two seconds rather than every half minute and every minute.
+TRAIN = """
 from raysrec import resources, train
 from raysrec.command_line import run_verb
 train.RESIZE_CHECK_S, resources.SAY_EVERY_S = 2.0, 2
 run_verb(train.main, train._parser())
 """
+PREPARE = """
+from raysrec import prepare, resources
+from raysrec.command_line import run_verb
+resources.SAY_EVERY_S = 2
+run_verb(prepare.main, prepare.parser())
+"""
+
+V2 = {
+    "type": "external",
+    "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+    "launch_multiple": True,
+    "head_node_id": HEAD_ID,
+}
+ENVIRONMENT_OF_V2 = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+}
 
 
-def autoscaling(address):
-    """What `ray up` would write for the head: up to four nodes with a CPU each, which go after some idle seconds."""
+def autoscaling(address, version):
+    """What `ray up` would write for the head: up to four small nodes of two kinds, which go after some idle seconds."""
     none = ("setup_commands", "initialization_commands", "head_setup_commands", "worker_setup_commands")
     none += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude")
     return {
@@ -58,16 +81,13 @@ def autoscaling(address):
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
+            **(V2 if version == "v2" else {}),
         },
         # The provider knows the head by this name alone.
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": HEAD_CPUS}, "node_config": {}, "max_workers": 0},
-            "cpu": {
-                "resources": {"CPU": 1, "object_store_memory": 10**8},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": 4,
-            },
+            "cpu": nodes_with({"CPU": 1}, at_most=3),
+            "data": nodes_with({"CPU": 2, "data": 1000}, at_most=1),
         },
         "head_node_type": "ray.head.default",
         "auth": {},
@@ -77,6 +97,11 @@ def autoscaling(address):
         "rsync_filter": [],
         **{name: [] for name in none},
     }
+
+
+def nodes_with(resources, *, at_most):
+    resources = resources | {"object_store_memory": 10**8}
+    return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": at_most}
 
 
 class Nodes:
@@ -97,7 +122,7 @@ class Nodes:
             if count != self.counts[-1]:
                 self.counts.append(count)
 
-    def until(self, count, within_s=120):
+    def until(self, count, within_s=240):
         deadline = time.monotonic() + within_s
         while self.counts[-1] != count:
             assert self._thread.is_alive()
@@ -120,13 +145,13 @@ def environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture
-def nodes(environment):
+@pytest.fixture(params=["v1", "v2"])
+def nodes(environment, request):
     """The nodes of a cluster that starts here as a head alone, and ends with the test."""
     # Not with Ray's own helper: that stops every Ray of this machine.
     folder = Path(tempfile.mkdtemp(prefix="raysrec-nodes-", dir="/tmp"))
     address = f"127.0.0.1:{free_port()}"
-    (folder / "autoscaling.json").write_text(json.dumps(autoscaling(address)))
+    (folder / "autoscaling.json").write_text(json.dumps(autoscaling(address, request.param)))
     options = {
         "autoscaling-config": folder / "autoscaling.json",
         "node-ip-address": "127.0.0.1",
@@ -142,6 +167,7 @@ def nodes(environment):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--{name}={value}" for name, value in options.items()]
     settings = os.environ | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    settings |= {"RAY_enable_autoscaler_v2": "0"} if request.param == "v1" else ENVIRONMENT_OF_V2
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(command, env=settings, cwd="/", stdout=log, stderr=log, start_new_session=True)
     found = None
@@ -166,32 +192,44 @@ def nodes(environment):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_nodes_come_for_a_training_which_grows_with_them_and_go_after_it(nodes, tmp_path):
-    setting = SETTING | {"storage": {"root": str(tmp_path / "runs"), "name": "run"}}
-    setting["data"] = setting["data"] | {"prepared": str(tmp_path / "prepared")}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(setting))
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "--config", tmp_path / "config.yaml"],
-        env=os.environ | {"RAY_ADDRESS": nodes.address}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "runs/run/metrics.json").is_file()
-    log = (tmp_path / "runs/run/log.jsonl").read_text()
-    events = [json.loads(line) for line in log.splitlines()]
+@pytest.fixture
+def run(nodes, tmp_path):
+    """Runs a verb with these settings on the cluster, and returns what it said."""
 
-    # Two workers and reading have no room on the head, and who waits is told.
-    assert "the cluster has 2 CPUs (2 free)" in done.stdout
-    assert "but 2 workers and reading need 2.5 CPUs; waiting up to 5" in done.stdout
-    # Beside reading there is room for two workers when they start. A node comes for the third, on a very slow machine
-    # before they start.
-    workers = [event["workers"] for event in events if event["kind"] == "start"]
-    assert workers[0] in (2, 3), log
+    def command(script, settings, within_s):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        done = subprocess.run(
+            [sys.executable, "-c", script, "--config", tmp_path / "config.yaml"],
+            env=os.environ | {"RAY_ADDRESS": nodes.address}, capture_output=True, text=True, timeout=within_s,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return command
+
+
+def test_nodes_come_for_a_training_that_has_begun_and_for_preparing_and_go_after_it(nodes, run, tmp_path):
+    places = {"storage": {"root": str(tmp_path / "runs"), "name": "run"}, "data": {"prepared": str(tmp_path / "data")}}
+    run(TRAIN, overlay(SETTING, places), within_s=900)
+    log = (tmp_path / "runs/run/log.jsonl").read_text()
+    workers = [event["workers"] for event in map(json.loads, log.splitlines()) if event["kind"] == "start"]
+    # It begins with what is there: the head has two CPUs, of which reading needs half a one.
+    assert workers[0] == 1, log
     assert workers[-1] == 3, log
-    if workers[0] == 2:
-        assert "workers 0, 1: there is room for another number of workers" in log
+    assert ": there is room for another number of workers" in log
+    assert (tmp_path / "runs/run/metrics.json").is_file()
     assert nodes.counts[0] == 1
     assert max(nodes.counts) >= 3
+    nodes.until(1)
+
+    # Nobody has what tasks need, and who waits is told.
+    there = len(nodes.counts)
+    tasks = overlay(places, {"data": {"distributed": True, "prepared": str(tmp_path / "again")}})
+    tasks = overlay(tasks, {"scale": {"data_resources": {"data": 0.001}}})
+    said = run(PREPARE, overlay(SETTING, tasks), within_s=400)
+    needs = r"but 1 workers and reading need 1\.5 CPUs and 0\.002 data; waiting up to"
+    assert re.search(rf"has 2 CPUs \(2 free\) .* and 0 data \(0 free\), {needs}", said), said
+    assert max(nodes.counts[there:]) >= 2
+    [again], [first] = ([path.name for path in (tmp_path / name).iterdir()] for name in ("again", "data"))
+    assert again == first  # the same fingerprint
     nodes.until(1)
