@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raysrec.autoscaling import to_come
+from raysrec.autoscaler import to_come
 from raysrec.config import RunConfig, ScaleConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place

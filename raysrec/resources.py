@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from raysrec.autoscaling import to_come
+from raysrec.autoscaler import to_come
 from raysrec.config import ScaleConfig
 from raysrec.placement import Bundle, data_bundles, model_bundle, name_of, never_fits, total, worker_bundle
 from raysrec.placement import room as said_of_room

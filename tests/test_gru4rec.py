@@ -48,18 +48,6 @@ def test_the_memory_is_128_numbers() -> None:
     assert GRU4Rec(GRU4RecConfig(), 50).initial_state(3).shape == (3, 1, 128)
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_stepping_through_a_long_history_is_encoding_it(num_layers: int) -> None:
-    model = GRU4Rec(GRU4RecConfig(num_layers=num_layers), 50).eval()
-    items = torch.randint(1, 51, (2, 100))
-    with torch.no_grad():
-        states = model.encode(History(items, torch.zeros_like(items), torch.tensor([100, 100])))
-        memory = model.initial_state(2)
-        for t in range(100):
-            state, memory = model.step(items[:, t], memory)
-            torch.testing.assert_close(state, states[:, t], rtol=1e-5, atol=1e-5)
-
-
 def test_the_shipped_overlay_is_the_papers_model() -> None:
     text = (Path(__file__).parent.parent / "configs" / "models" / "gru4rec.yaml").read_text()
     assert GRU4RecConfig.model_validate(yaml.safe_load(text)["model"]) == GRU4RecConfig()

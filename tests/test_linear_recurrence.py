@@ -46,8 +46,9 @@ def test_it_is_the_recursion(length: int, constant: bool, dtype: torch.dtype) ->
 
 
 def test_chunks_are_taken_where_rows_are_few_and_positions_many() -> None:
-    chunks = [module._num_chunks(torch.empty(batch, length, 128)) for batch, length in ((1, 5000), (4, 200), (64, 200))]
-    assert chunks == [32, 8, 1]
+    shapes = [torch.empty(batch, length, 128) for batch, length in ((1, 5000), (4, 200), (64, 200))]
+    assert [module._num_chunks(x, alike=True) for x in shapes] == [32, 8, 1]
+    assert [module._num_chunks(x, alike=False) for x in shapes] == [32, 8, 1]
 
 
 @pytest.mark.usefixtures("_how")
@@ -67,9 +68,10 @@ def test_the_first_decay_says_nothing_for_there_is_no_state_before_it() -> None:
 
 
 @pytest.mark.usefixtures("_how")
-def test_fast_decay_and_long_histories_neither_overflow_nor_poison() -> None:
+@pytest.mark.parametrize("shape", [(CHANNELS,), (1, 5000, CHANNELS)])
+def test_fast_decay_and_long_histories_neither_overflow_nor_poison(shape: tuple[int, ...]) -> None:
     # Products of these decays reach 1e-40000; whatever divides by one of them gives nan or inf.
-    a, b = torch.full((1, 5000, CHANNELS), 1e-8), torch.randn(1, 5000, CHANNELS)
+    a, b = torch.full(shape, 1e-8), torch.randn(1, 5000, CHANNELS)
     a[..., 1], a[..., 2] = 0.0, 1.0
     a.requires_grad_()
     h = linear_recurrence(a, b)

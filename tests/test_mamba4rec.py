@@ -153,19 +153,6 @@ def test_with_positions_a_history_ends_at_max_length_and_without_it_does_not() -
                 ask()
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_stepping_through_a_long_history_is_encoding_it(num_layers: int) -> None:
-    torch.manual_seed(0)
-    model = Mamba4Rec(Mamba4RecConfig(num_layers=num_layers, mamba_init="library"), 50).eval()
-    items = torch.randint(1, 51, (2, 100))
-    with torch.no_grad():
-        states = model.encode(History(items, torch.zeros_like(items), torch.tensor([100, 100])))
-        memory = model.initial_state(2)
-        for t in range(100):
-            state, memory = model.step(items[:, t], memory)
-            torch.testing.assert_close(state, states[:, t], rtol=1e-5, atol=1e-5)
-
-
 def test_the_shipped_overlay_is_the_papers_model() -> None:
     text = (Path(__file__).parent.parent / "configs" / "models" / "mamba4rec.yaml").read_text()
     config = Mamba4RecConfig.model_validate(yaml.safe_load(text)["model"])

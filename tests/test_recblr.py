@@ -96,18 +96,6 @@ def test_the_memory_is_512_numbers_per_layer() -> None:
     assert [(tuple(one.window.shape), tuple(one.memory.shape)) for one in state] == [((3, 3, 128), (3, 128))] * 2
 
 
-@pytest.mark.parametrize("pad", [False, True])
-def test_stepping_through_a_long_history_is_encoding_it(pad: bool) -> None:
-    model = RecBLR(RecBLRConfig(pad_to_power_of_two=pad), 50).eval()
-    items = torch.randint(1, 51, (2, 100))
-    with torch.no_grad():
-        states = model.encode(History(items, torch.zeros_like(items), torch.tensor([100, 100])))
-        memory = model.initial_state(2)
-        for t in range(100):
-            state, memory = model.step(items[:, t], memory)
-            torch.testing.assert_close(state, states[:, t], rtol=1e-4, atol=1e-5)
-
-
 def test_the_shipped_overlay_is_the_papers_model_without_its_trap() -> None:
     text = (Path(__file__).parent.parent / "configs" / "models" / "recblr.yaml").read_text()
     assert RecBLRConfig.model_validate(yaml.safe_load(text)["model"]) == RecBLRConfig()

@@ -11,7 +11,7 @@ next it is given the history with one hidden item after it, whose state is read.
 
 Source:
     Sun et al., "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
-    CIKM 2019, in the form of RecBole's `BERT4Rec` (version 1.2).
+    CIKM 2019, in the form of RecBole's `BERT4Rec` (version 1.2, read at 7b02be5).
 
 Departures:
     * The oldest item makes room only in a full history. RecBole drops it from every history, so a user with one item

@@ -13,7 +13,7 @@ and the score of item j is s · E_j. There is no normalisation and no position; 
 Source:
     Hidasi, Karatzoglou, Baltrunas, Tikk, "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016,
     in the form of Tan, Xu, Liu, "Improved Recurrent Neural Networks for Session-based Recommendations", DLRS 2016,
-    and of RecBole's code, RUCAIBox/RecBole at 3b9ec35, against which the later papers compare: batches of histories
+    and of RecBole's code, RUCAIBox/RecBole at 7b02be5, against which the later papers compare: batches of histories
     in place of parallel sessions, cross-entropy over all items in place of ranking losses.
 
 Departures:

@@ -14,7 +14,7 @@ Complex numbers are stored as what they are made of: a complex matrix is a real 
 
 Source:
     Yue, Wang, He, Zeng, McAuley, Wang, "Linear Recurrent Units for Sequential Recommendation", WSDM 2024,
-    arXiv:2310.02367; the authors' code, yueqirex/LRURec at 15c1723; the unit is Orvieto et al., "Resurrecting
+    arXiv:2310.02367; the authors' code, yueqirex/LRURec at e02a559; the unit is Orvieto et al., "Resurrecting
     Recurrent Neural Networks for Long Sequences", ICML 2023, whose ring initialisation this is.
 
 Departures:

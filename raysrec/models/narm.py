@@ -11,7 +11,7 @@ O(L²) per history; `read`, which asks once, costs O(L). What it must remember g
 
 Source:
     Li, Ren, Chen, Ren, Lian, Ma, "Neural Attentive Session-based Recommendation", CIKM 2017, in the form of RecBole's
-    code, RUCAIBox/RecBole at 025907c, against which the later papers compare: scores are products with E itself.
+    code, RUCAIBox/RecBole at 7b02be5, against which the later papers compare: scores are products with E itself.
 
 Departures:
     * The model learns at every position of a history instead of on one prefix per sample (`train.supervision`).

@@ -15,7 +15,7 @@ channel and the conv's window: 512 per layer at the paper's sizes, a ninth of Ma
 
 Source:
     Liu, Lin, Liu, Wang, Caverlee, "Behavior-Dependent Linear Recurrent Units for Efficient Sequential
-    Recommendation", CIKM 2024, arXiv:2406.12580; the authors' code, chengkai-liu/RecBLR at 99abd8e; the recurrence is
+    Recommendation", CIKM 2024, arXiv:2406.12580; the authors' code, chengkai-liu/RecBLR at d01e5c9; the recurrence is
     the RG-LRU of De et al., "Griffin", arXiv:2402.19427, 2024, with softplus(Lambda) not scaled by 8.
 
 Departures:

@@ -12,7 +12,7 @@ anew with every item, and nothing of an earlier computation can be used again: t
 
 Source:
     Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, in the form of RecBole's `SASRec` (version
-    1.2), which the tables of Mamba4Rec and RecGRELA measure.
+    1.2, read at 7b02be5), which the tables of Mamba4Rec and RecGRELA measure.
 
 Departures:
     * From RecBole: the model may learn at every position of a history instead of on one prefix per sample; without

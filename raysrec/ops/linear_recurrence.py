@@ -5,7 +5,8 @@
 `a` is constant (LRURec, complex) or depends on the item (RecBLR, real); a magnitude below one forgets.
 `linear_recurrence_reference` is the definition, one `linear_recurrence_step` per position. `linear_recurrence` is the
 same function, fast, for any length and at a cost linear in it: many rows go position by position, all at once; few
-rows are cut into chunks of positions that run side by side, joined by a second recurrence over the chunks' ends.
+rows are cut into chunks of positions that run side by side, joined by a second recurrence over the chunks' ends. Where
+`a` is constant its powers say what a chunk's positions keep of what came before it; otherwise the chunks run twice.
 Nothing is ever divided by a product of decays, so fast decay is as exact as slow. The gradient keeps the decays and
 the states, B * L * E values each. States count in float32 (complex64) at least, whatever comes in.
 
@@ -17,8 +18,9 @@ Source:
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -77,7 +79,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         h = b.clone(memory_format=torch.contiguous_format)
-        _run(a.expand_as(h), h, 1)
+        _run(a, h, 1)
         ctx.save_for_backward(a, h)
         return h
 
@@ -88,7 +90,7 @@ class _Recurrence(torch.autograd.Function):
         # Written back at once: a lazy conjugate would be taken anew at every position.
         kept, before = a.conj().resolve_conj(), h.conj()
         grad_b = grad_h.clone(memory_format=torch.contiguous_format)
-        _run(kept.expand_as(h), grad_b, -1)
+        _run(kept, grad_b, -1)
         if a.ndim == 1:
             return _sum_over_positions(grad_b[:, 1:] * before[:, :-1]), grad_b
         grad_a = torch.zeros_like(h)
@@ -99,20 +101,22 @@ class _Recurrence(torch.autograd.Function):
 def _run(decay: Tensor, x: Tensor, direction: Literal[1, -1]) -> None:
     """Turn what enters, [B L E], into states in place.
 
-    `decay[:, t]` stands between the positions t - 1 and t, whichever of them comes first in the direction.
+    `decay` is [E], or [B L E]: then `decay[:, t]` stands between the positions t - 1 and t, whichever of them comes
+    first in the direction.
     """
-    length = x.shape[1]
-    chunks = _num_chunks(x)
-    covered = chunks * (length // chunks)
+    length, alike = x.shape[1], decay.ndim == 1
+    chunks = _num_chunks(x, alike=alike)
     if chunks == 1:
-        _walk(x.unbind(1)[::direction], decay.unbind(1)[1:][::direction])
-    elif direction == 1:
-        _run_chunks(_cut(decay[:, :covered], chunks), _cut(x[:, :covered], chunks), 1)
-        _walk(x.unbind(1)[covered - 1 :], decay.unbind(1)[covered:])
+        _walk(x.unbind(1)[::direction], _links(decay, direction))
+        return
+    covered = chunks * (length // chunks)
+    rest = length - covered
+    cut, left = (slice(covered), slice(covered - 1, None)) if direction == 1 else (slice(rest, None), slice(rest + 1))
+    if alike:
+        _run_chunks_alike(decay, _cut(x[:, cut], chunks), direction)
     else:
-        rest = length - covered
-        _run_chunks(_cut(decay[:, rest:], chunks), _cut(x[:, rest:], chunks), -1)
-        _walk(x.unbind(1)[rest::-1], decay.unbind(1)[rest:0:-1])
+        _run_chunks(_cut(decay[:, cut], chunks), _cut(x[:, cut], chunks), direction)
+    _walk(x[:, left].unbind(1)[::direction], _links(decay if alike else decay[:, left], direction))
 
 
 def _sum_over_positions(x: Tensor) -> Tensor:
@@ -127,8 +131,34 @@ def _cut(x: Tensor, chunks: int) -> Tensor:
     return x.unflatten(1, (chunks, -1))  # type: ignore[no-untyped-call, no-any-return]
 
 
+def _links(decay: Tensor, direction: Literal[1, -1]) -> Iterable[Tensor]:
+    """What stands between the positions of [B L E], in their order; the same again and again for [E]."""
+    return repeat(decay) if decay.ndim == 1 else decay.unbind(1)[1:][::direction]
+
+
+def _run_chunks_alike(decay: Tensor, x: Tensor, direction: Literal[1, -1]) -> None:
+    """The same for [B C K E], C chunks of K positions and one decay [E]: chunks by themselves, then what came before.
+
+    What a position keeps of the state before its chunk is a power of the decay, and one operation adds it everywhere.
+    """
+    slabs, kept = x.unbind(2)[::direction], _powers(decay, x.shape[2])
+    _walk(slabs, repeat(decay))
+    ends = slabs[-1].clone()
+    _walk(ends.unbind(1)[::direction], repeat(kept[-1]))
+    earlier, later = (slice(None, -1), slice(1, None))[::direction]
+    x[:, later].addcmul_(kept if direction == 1 else kept.flip(0), ends[:, earlier, None])
+
+
+def _powers(decay: Tensor, count: int) -> Tensor:
+    """The powers 1..count of [E], as [count E]; by doubling, so that few roundings add up."""
+    powers = decay[None]
+    while len(powers) < count:
+        powers = torch.cat((powers, powers * powers[-1]))
+    return powers[:count]
+
+
 def _run_chunks(decay: Tensor, x: Tensor, direction: Literal[1, -1]) -> None:
-    """The same for [B C K E], C chunks of K positions each: their ends first, then all states between."""
+    """The same with decays [B C K E] of their own: the chunks' ends first, then all states between."""
     slabs, inner = x.unbind(2)[::direction], decay.unbind(2)[1:][::direction]
     ends, through = slabs[0].clone(), torch.ones_like(slabs[0])  # of chunks that begin with nothing
     for slab, link in zip(slabs[1:], inner, strict=True):
@@ -141,18 +171,18 @@ def _run_chunks(decay: Tensor, x: Tensor, direction: Literal[1, -1]) -> None:
     _walk(slabs, inner)
 
 
-def _walk(states: Sequence[Tensor], links: Sequence[Tensor]) -> None:
+def _walk(states: Sequence[Tensor], links: Iterable[Tensor]) -> None:
     """One after the other, each takes in the one before it times the link between them."""
     for before, after, link in zip(states, states[1:], links, strict=False):
         after.addcmul_(link, before)
 
 
-def _num_chunks(x: Tensor) -> int:
+def _num_chunks(x: Tensor, *, alike: bool) -> int:
     """How many chunks run side by side: few enough that operations stay small, and at most what saves operations."""
     batch, length, channels = x.shape
     room = VALUES_AT_ONCE.get(x.device.type, 2**19) // max(1, batch * channels)
-    # Three operations per position of a chunk and one per chunk: fewest at the root of three times the length.
-    best = int((3 * length) ** 0.5)
+    # One operation per position of a chunk if all decays are alike, or three, and one per chunk: fewest at the root.
+    best = int((length if alike else 3 * length) ** 0.5)
     chunks = min(room, best)
     return chunks if chunks >= 4 and length >= 4 * chunks else 1
 

@@ -1,0 +1,92 @@
+"""The promises of a recurrent form: it is what `encode` is, in constant memory and at a constant cost."""
+
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from model_variants import NUM_ITEMS, TINY, history_of, model_of, variants
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from raysrec.history import History
+from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
+
+RECURRENT = [variant for variant in variants() if build_model(variant.values[0], 1, 1).recurrent]
+
+
+@pytest.fixture(params=RECURRENT)
+def model(request: pytest.FixtureRequest) -> SequenceModel:
+    return model_of(request.param)
+
+
+def stepped(model: SequenceModel, items: Tensor) -> Tensor:
+    """The states of histories [B L] that are taken item by item."""
+    state, states = model.initial_state(len(items)), []
+    for column in items.unbind(1):
+        output, state = model.step(column, state)
+        states.append(output)
+    return torch.stack(states, dim=1)
+
+
+def test_stepping_is_encoding(model: SequenceModel) -> None:
+    assert model.causal
+    history = history_of([3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1])
+    torch.testing.assert_close(stepped(model, history.items), model.encode(history), atol=1e-5, rtol=1e-4)
+
+
+def test_memory_of_a_history_does_not_grow_with_it(model: SequenceModel) -> None:
+    state = model.initial_state(3)
+    shapes = [leaf.shape for leaf in tree_leaves(state)]
+    for _ in range(3):
+        _, state = model.step(torch.tensor([1, 2, 3]), state)
+    assert [leaf.shape for leaf in tree_leaves(state)] == shapes
+    assert all(shape[0] == 3 for shape in shapes)
+
+
+class Work(TorchDispatchMode):
+    """Counts the operators that torch runs, and the values of the tensors that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operators[str(func)] += 1
+        self.values += sum(leaf.numel() for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
+        return result
+
+
+LONG = 301
+CASES = [
+    *[{"name": name} for name in ("lrurec", "mamba4rec", "recmamba", "recblr")],
+    {"name": "gru4rec", "num_layers": 2},
+    {"name": "recgrela", "num_blocks": 2},
+    {"name": "mamba4rec", "num_layers": 2, "mamba_init": "library", "positions": "learned"},
+    {"name": "recblr", "pad_to_power_of_two": True},
+]
+
+
+def test_these_are_all_recurrent_models() -> None:
+    assert {case["name"] for case in CASES} == {variant.values[0].name for variant in RECURRENT}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_through_a_long_history_stepping_is_encoding_and_no_step_costs_more_than_another(case: dict[str, Any]) -> None:
+    config: ModelConfig = MODELS[case["name"]].Config.model_validate({**TINY, "max_length": LONG, **case})
+    model = build_model(config, NUM_ITEMS).double().eval()
+    items = torch.randint(1, NUM_ITEMS + 1, (2, LONG))
+    history = History(items, torch.zeros_like(items), torch.full((2,), LONG))
+    state, states, early, late = model.initial_state(2), [], Work(), Work()
+    for position in range(LONG):
+        with {3: early, 300: late}.get(position, nullcontext()):
+            output, state = model.step(items[:, position], state)
+        states.append(output)
+    torch.testing.assert_close(torch.stack(states, dim=1), model.encode(history))
+    assert early.operators == late.operators
+    assert early.values == late.values > 0
