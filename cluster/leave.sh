@@ -15,7 +15,7 @@ processes() {
   local folder
   for folder in "${PROCESSES:-/proc}"/[0-9]*; do
     if { tr '\0' ' ' <"$folder/cmdline"; } 2>/dev/null | grep -qE "$1"; then
-      echo "${folder#/proc/}"
+      echo "${folder##*/}"
     fi
   done
 }

@@ -374,6 +374,7 @@ def started(tmp_path, monkeypatch):
 
 def test_a_head_that_goes_ends_the_commands_on_it_and_waits_until_they_have_saved(started, tmp_path):
     (tmp_path / "raysrec").mkdir()
+    (tmp_path / "raysrec/__init__.py").touch()
     (tmp_path / "raysrec/train.py").write_text(DRIVER)
     started("/site/ray/core/gcs_server", "60", executable="/bin/sleep")
     driver = started(sys.executable, "-m", "raysrec.train", cwd=tmp_path)
