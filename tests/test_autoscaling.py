@@ -176,6 +176,9 @@ def nodes(environment, request):
         while "Ray runtime started" not in (folder / "log").read_text():
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.2)
+        started = [process.as_dict(["cmdline"]) for process in psutil.Process(head.pid).children(recursive=True)]
+        [autoscaler] = [part for one in started for part in one["cmdline"] or [] if part.endswith("/monitor.py")]
+        assert ("/v2/" in autoscaler) == (request.param == "v2")
         found = Nodes(address)
         yield found
     finally:
