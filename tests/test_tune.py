@@ -64,8 +64,8 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
         "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
         "data": {"prepared": str(tmp_path / "data")},
     }
-    often = {"train": {"epochs": 12}, "scale": {"workers": 2}, "checkpoint": {"every_steps": 5}}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(overlay(overlay(SETTINGS, places), often)))
+    settings = overlay(overlay(SETTINGS, places), {"checkpoint": {"every_steps": 5}})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SWEEP))
     command = [sys.executable, "-m", "raysrec.tune", "--config", str(tmp_path / "base.yaml"), "--sweep"]
     command.append(str(tmp_path / "search.yaml"))
@@ -79,12 +79,13 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
         states = [trial.state for trial in directory.trials]
         return states[number : number + 1] == ["running"] and bool(Checkpoints(runs[number].checkpoints).names())
 
-    # One trial at a time, with two workers, one of which is killed; then the sweep is asked to stop.
+    # One trial at a time, whose worker is killed; then the sweep is asked to stop.
     process = subprocess.Popen(command, **shown)
     until(lambda: has_saved(0), process, within_s=400)
     until(lambda: labels_of("ray_raysrec_restarts"), process)
     assert [(one["run"], one["trial"]) for one in labels_of("ray_raysrec_restarts")] == [("sweep", "trial-000")]
-    processes_of(process, "ray::RayTrainWo")[0].kill()
+    (worker,) = processes_of(process, "ray::RayTrainWo")
+    worker.kill()
     until(lambda: len(events(runs[0], "start")) == 2, process, within_s=400)
     assert events(runs[0], "start")[1]["step"] > 0
     assert len(events(runs[0], "failure")) == 1
@@ -94,8 +95,8 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
     assert [line["state"] for line in lines(directory)] == ["interrupted"]
     saved = events(runs[0], "checkpoint")[-1]["step"]
 
-    # Two at a time; the process of the second one is killed, and when the third one is trained, the command.
-    process = subprocess.Popen([*command, "sweep.max_concurrent=2"], **shown)
+    # Two at a time, on two workers each; the process of the second one is killed, and in the third one the command.
+    process = subprocess.Popen([*command, "sweep.max_concurrent=2", "scale.workers=2"], **shown)
     until(lambda: has_saved(1) and has_saved(0), process, within_s=400)
     assert len(processes_of(process, "ray::RayTrainWo")) == 4
     (trial,) = processes_of(process, "ray::ImplicitFu", str(runs[1].path / "log.jsonl"))
@@ -118,7 +119,7 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
         best = max(event["validation/ndcg@10"] for event in events(run, "validation"))
         assert line["score"] == pytest.approx(best)
         run.load_model()
-    assert all(3 <= line["epoch"] < 12 for line in lines(directory)[1:])
+    assert all(3 <= line["epoch"] < 9 for line in lines(directory)[1:])
     assert len([folder for folder in (tmp_path / "data").iterdir() if folder.is_dir()]) == 1
 
     assert [run.metrics_file.is_file() for run in runs] == [True, False, False]
@@ -132,7 +133,7 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
     assert again.stdout == ended.stdout
     refused = subprocess.run([*command, "train.epochs=5"], **shown, timeout=100)
     assert refused.returncode == 2
-    assert "holds another sweep: config.train.epochs was 12 and is now 5" in refused.stderr
+    assert "holds another sweep: config.train.epochs was 9 and is now 5" in refused.stderr
 
 
 class Never:
