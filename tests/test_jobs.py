@@ -140,7 +140,8 @@ def submit_the_other_verbs(client, train, folder):
     assert "reusing" in said["prepare"]
     record = json.loads((run / "metrics.json").read_text())
     assert record["evaluate"]["exclude_seen"] is True
-    assert json.loads((folder / "lists/_manifest.json").read_text())["counts"]["users"] == 60
+    lists = json.loads((folder / "lists/_manifest.json").read_text())
+    assert lists["counts"]["users"] == record["splits"]["test"]["users"] > 50
     assert (folder / "runs/sweep/best.yaml").is_file()
     assert "3 CPUs: NEVER enough for 4 workers; no machine has room for 1 CPU" in said["dry run"]
 

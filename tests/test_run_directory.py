@@ -58,6 +58,14 @@ def test_a_run_is_known_by_its_folder_and_a_trial_by_that_of_its_sweep(path, lab
     assert RunDirectory(path).name == "/".join(filter(None, labels))
 
 
+def test_a_run_that_was_ended_early_may_go_on_although_it_was_ranked(run):
+    assert not run.is_finished()
+    run.save_metrics({"training": {"ended_early": True}})
+    assert not run.is_finished()
+    run.save_metrics({"training": {}})
+    assert run.is_finished()
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunError, match=r"is no run, it has no config\.yaml; name a folder that raysrec\.train has"):
