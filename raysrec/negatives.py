@@ -103,9 +103,9 @@ class _Holes:
 
     def __init__(self, distribution: ItemDistribution, exclude: Int[Tensor, "E 2"], rows: Int[Tensor, " P"]) -> None:
         # Rows are numbered anew, 0, 1, ..., so that all of them fit on one line, and one search does for all.
-        distinct, numbers = torch.cat((rows, exclude[:, 0])).unique(return_inverse=True)
+        distinct, numbers = torch.unique(torch.cat((rows, exclude[:, 0])), return_inverse=True)
         width = len(distribution.weights)
-        holes = (numbers[len(rows) :] * width + exclude[:, 1]).unique()
+        holes = torch.unique(numbers[len(rows) :] * width + exclude[:, 1])
         row, item = holes // width, holes % width
         self.weight_before = F.pad(distribution.weights[item].cumsum(0), (1, 0))
         """Weight of the first 0..E holes."""
