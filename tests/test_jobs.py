@@ -83,7 +83,7 @@ def submit_first(address, **job):
         try:
             client = JobSubmissionClient(address)
             return client, client.submit_job(**job)
-        except (ConnectionError, RuntimeError):
+        except (OSError, RuntimeError):  # as those of requests are
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
