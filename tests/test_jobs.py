@@ -116,34 +116,20 @@ def until(condition):
         time.sleep(0.1)
 
 
-def submit_the_other_verbs(client, train, folder):
-    """All at once, after this training."""
-    run, settings = folder / "runs/quickstart", train[3:]
-    (folder / "sweep.yaml").write_text("{space: {train.learning_rate: {grid: [0.01]}}, num_samples: 1}")
-    sweep = ["python", "-m", "raysrec.tune", "--sweep", folder / "sweep.yaml", *settings, "train.epochs=1"]
-    commands = {
-        "prepare": ["python", "-m", "raysrec.prepare", *settings],
-        "evaluate": ["python", "-m", "raysrec.evaluate", run, "evaluate.exclude_seen=true"],
-        "recommend": ["python", "-m", "raysrec.recommend", run, "--output", folder / "lists", "--k", "3"],
-        "tune": [*sweep, "train.validate_every=1", "storage.name=sweep"],
-        "dry run": [*sweep, "scale.workers=4", "data.num_streams=4", "--dry-run"],
+def training_in(folder, epochs):
+    """A small training whose run and data lie in this folder."""
+    settings = {
+        "data.synthetic.num_users": 60,
+        "data.prepared": folder / "prepared",
+        "storage.root": folder / "runs",
+        "engine.name": "torch",
+        "scale.workers": 1,
+        "train.epochs": epochs,
+        "train.patience": 99,
+        "train.validate_every": epochs,
     }
-    jobs = {
-        name: client.submit_job(entrypoint=" ".join(map(str, command)), runtime_env={"working_dir": str(ROOT)})
-        for name, command in commands.items()
-    }
-    until(lambda: all(client.get_job_status(job).is_terminal() for job in jobs.values()))
-    said = {name: client.get_job_logs(job) for name, job in jobs.items()}
-    assert {name: client.get_job_status(job).value for name, job in jobs.items()} == dict.fromkeys(jobs, "SUCCEEDED"), (
-        said
-    )
-    assert "reusing" in said["prepare"]
-    record = json.loads((run / "metrics.json").read_text())
-    assert record["evaluate"]["exclude_seen"] is True
-    lists = json.loads((folder / "lists/_manifest.json").read_text())
-    assert lists["counts"]["users"] == record["splits"]["test"]["users"] > 50
-    assert (folder / "runs/sweep/best.yaml").is_file()
-    assert "3 CPUs: NEVER enough for 4 workers; no machine has room for 1 CPU" in said["dry run"]
+    command = ["python", "-m", "raysrec.train", "--config", "configs/quickstart.yaml"]
+    return command + [f"{name}={value}" for name, value in settings.items()]
 
 
 @pytest.mark.ray
@@ -152,21 +138,10 @@ def submit_the_other_verbs(client, train, folder):
 def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(dashboard, tmp_path, monkeypatch):
     for name, value in LOCAL_SETTINGS.items():
         monkeypatch.setenv(name, value)
-    settings = {
-        "data.synthetic.num_users": 60,
-        "data.prepared": tmp_path / "prepared",
-        "storage.root": tmp_path / "runs",
-        "engine.name": "torch",
-        "scale.workers": 1,
-        # So many that the first is over long before the last, also when the stop takes its time to arrive.
-        "train.epochs": 20,
-        "train.patience": 99,
-        "train.validate_every": 20,
-    }
     # Ray's own default is 3 seconds; this is how a user gives more.
     longer = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
-    command = ["python", "-m", "raysrec.train", "--config", "configs/quickstart.yaml"]
-    command += [f"{name}={value}" for name, value in settings.items()]
+    # So many epochs that the first is over long before the last, also when the stop takes its time to arrive.
+    command = training_in(tmp_path, epochs=20)
     client, job = submit_first(
         dashboard, entrypoint=" ".join(command), runtime_env={"working_dir": str(ROOT), "env_vars": longer}
     )
@@ -206,11 +181,47 @@ def test_a_job_that_is_stopped_or_killed_goes_on_when_it_is_submitted_again(dash
     assert len(steps) == 3
     assert 0 == steps[0] < steps[1] <= steps[2]
 
-    submit_the_other_verbs(client, command, tmp_path)
-
     done = submit(dashboard, *command[:5], "data.prepared=/tmp/a")
     assert done.returncode == 1
     assert "error: storage.root=runs: lies in the folder which Ray unpacked for this job" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_other_verbs_are_submitted_like_a_training(dashboard, tmp_path, monkeypatch):
+    for name, value in LOCAL_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    train = training_in(tmp_path, epochs=1)
+    run, settings = tmp_path / "runs/quickstart", train[3:]
+    client, job = submit_first(dashboard, entrypoint=" ".join(train), runtime_env={"working_dir": str(ROOT)})
+    until(lambda: client.get_job_status(job).is_terminal())
+
+    (tmp_path / "sweep.yaml").write_text("{space: {train.learning_rate: {grid: [0.01]}}, num_samples: 1}")
+    sweep = ["python", "-m", "raysrec.tune", "--sweep", tmp_path / "sweep.yaml", *settings, "train.epochs=1"]
+    commands = {
+        "prepare": ["python", "-m", "raysrec.prepare", *settings],
+        "evaluate": ["python", "-m", "raysrec.evaluate", run, "evaluate.exclude_seen=true"],
+        "recommend": ["python", "-m", "raysrec.recommend", run, "--output", tmp_path / "lists", "--k", "3"],
+        "tune": [*sweep, "train.validate_every=1", "storage.name=sweep"],
+        "dry run": [*sweep, "scale.workers=4", "data.num_streams=4", "--dry-run"],
+    }
+    jobs = {
+        name: client.submit_job(entrypoint=" ".join(map(str, command)), runtime_env={"working_dir": str(ROOT)})
+        for name, command in commands.items()
+    }
+    until(lambda: all(client.get_job_status(job).is_terminal() for job in jobs.values()))
+    said = {name: client.get_job_logs(job) for name, job in jobs.items()}
+    assert {name: client.get_job_status(job).value for name, job in jobs.items()} == dict.fromkeys(jobs, "SUCCEEDED"), (
+        said
+    )
+    assert "reusing" in said["prepare"]
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["evaluate"]["exclude_seen"] is True
+    lists = json.loads((tmp_path / "lists/_manifest.json").read_text())
+    assert lists["counts"]["users"] == record["splits"]["test"]["users"] > 50
+    assert (tmp_path / "runs/sweep/best.yaml").is_file()
+    assert "3 CPUs: NEVER enough for 4 workers; no machine has room for 1 CPU" in said["dry run"]
 
 
 @pytest.mark.parametrize("with_gitignore", [True, False])

@@ -25,10 +25,8 @@ from raysrec.stopping import StopRequest
 from raysrec.sweep import SweepDirectory
 from raysrec.sweep.book import TrialBook
 
-SWEEP = {
-    "space": {"train.learning_rate": {"grid": [2.0e-3, 1.0e-7, 2.0e-7]}},
-    "scheduler": {"name": "asha", "grace_epochs": 3, "reduction_factor": 2},
-}
+LEARNING_RATES = [2.0e-3, 1.0e-7, 2.0e-7]
+ASHA = {"name": "asha", "grace_epochs": 3, "reduction_factor": 2}
 
 
 def labels_of(metric):
@@ -59,18 +57,22 @@ def processes_of(process, name, file=""):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path):
+@pytest.mark.parametrize("struck", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_sweep_that_is_stopped_and_killed_goes_on_and_repeats_no_finished_trial(tmp_path, struck):
+    """With `struck` a worker and a trial's process are killed, too, and trials are trained two at a time."""
+    grid = LEARNING_RATES if struck else LEARNING_RATES[:2]
     places = {
         "storage": {"root": str(tmp_path / "runs"), "name": "sweep"},
         "data": {"prepared": str(tmp_path / "data")},
     }
     settings = overlay(overlay(SETTINGS, places), {"checkpoint": {"every_steps": 5}, "train": {"epochs": 24}})
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
-    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SWEEP))
+    search = {"space": {"train.learning_rate": {"grid": grid}}, "scheduler": ASHA}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search))
     command = [sys.executable, "-m", "raysrec.tune", "--config", str(tmp_path / "base.yaml"), "--sweep"]
     command.append(str(tmp_path / "search.yaml"))
     directory = SweepDirectory(tmp_path / "runs" / "sweep")
-    runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(3)]
+    runs = [RunDirectory(directory.runs / f"trial-{number:03d}") for number in range(len(grid))]
     env = {**environment(), "RAY_metrics_report_interval_ms": "1000"}  # within a trial's life on a fast machine too
     shown = {"env": env, "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
 
@@ -79,42 +81,43 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
         states = [trial.state for trial in directory.trials]
         return states[number : number + 1] == ["running"] and bool(Checkpoints(runs[number].checkpoints).names())
 
-    # One trial at a time, whose worker is killed; then the sweep is asked to stop.
     process = subprocess.Popen(command, **shown)
     until(lambda: has_saved(0), process, within_s=400)
     until(lambda: labels_of("ray_raysrec_restarts"), process)
     assert [(one["run"], one["trial"]) for one in labels_of("ray_raysrec_restarts")] == [("sweep", "trial-000")]
-    (worker,) = processes_of(process, "ray::RayTrainWo")
-    worker.kill()
-    until(lambda: len(events(runs[0], "start")) == 2, process, within_s=400)
-    assert events(runs[0], "start")[1]["step"] > 0
-    assert len(events(runs[0], "failure")) == 1
+    if struck:
+        (worker,) = processes_of(process, "ray::RayTrainWo")
+        worker.kill()
+        until(lambda: len(events(runs[0], "start")) == 2, process, within_s=400)
+        assert events(runs[0], "start")[1]["step"] > 0
+        assert len(events(runs[0], "failure")) == 1
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 143, said
     assert [line["state"] for line in lines(directory)] == ["interrupted"]
     saved = events(runs[0], "checkpoint")[-1]["step"]
 
-    # Two at a time, on two workers each; the process of the second one is killed, and in the third one the command.
-    process = subprocess.Popen([*command, "sweep.max_concurrent=2", "scale.workers=2"], **shown)
-    until(lambda: has_saved(1) and has_saved(0), process, within_s=400)
-    assert len(processes_of(process, "ray::RayTrainWo")) == 4
-    (trial,) = processes_of(process, "ray::ImplicitFu", str(runs[1].path / "log.jsonl"))
-    trial.kill()
-    until(lambda: has_saved(2), process, within_s=400)
+    together = ["sweep.max_concurrent=2", "scale.workers=2"] if struck else []
+    process = subprocess.Popen([*command, *together], **shown)
+    if struck:
+        until(lambda: has_saved(1) and has_saved(0), process, within_s=400)
+        assert len(processes_of(process, "ray::RayTrainWo")) == 4
+        (trial,) = processes_of(process, "ray::ImplicitFu", str(runs[1].path / "log.jsonl"))
+        trial.kill()
+    until(lambda: has_saved(len(grid) - 1), process, within_s=400)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert events(runs[0], "start")[2]["step"] == saved
-    assert events(runs[1], "start")[1]["step"] > 0
+    assert events(runs[0], "start")[-1]["step"] == saved > 0
+    assert not struck or events(runs[1], "start")[1]["step"] > 0
     done = [run for run, line in zip(runs, lines(directory), strict=True) if line["state"] in ("finished", "stopped")]
     logs = [(run.path / "log.jsonl").read_text() for run in done]
     assert logs
 
     ended = subprocess.run(command, **shown, timeout=400)
     assert ended.returncode == 0, ended.stderr
-    assert [line["state"] for line in lines(directory)] == ["finished", "stopped", "stopped"]
+    assert [line["state"] for line in lines(directory)] == ["finished"] + ["stopped"] * (len(grid) - 1)
     assert [(run.path / "log.jsonl").read_text() for run in done] == logs
-    assert events(runs[2], "start")[1]["step"] > 0
+    assert events(runs[-1], "start")[1]["step"] > 0
     for run, line in zip(runs, lines(directory), strict=True):
         best = max(event["validation/ndcg@10"] for event in events(run, "validation"))
         assert line["score"] == pytest.approx(best)
@@ -122,10 +125,10 @@ def test_a_sweep_that_is_stopped_and_struck_and_killed_goes_on_and_repeats_no_fi
     assert all(3 <= line["epoch"] < 24 for line in lines(directory)[1:])
     assert len([folder for folder in (tmp_path / "data").iterdir() if folder.is_dir()]) == 1
 
-    assert [run.metrics_file.is_file() for run in runs] == [True, False, False]
+    assert [run.metrics_file.is_file() for run in runs] == [True] + [False] * (len(grid) - 1)
     assert "best  trial-000: train.learning_rate=" in ended.stdout
     ready = load([directory.best_file.local])
-    assert ready.train.learning_rate == SWEEP["space"]["train.learning_rate"]["grid"][0]
+    assert ready.train.learning_rate == grid[0]
     assert ready.run_directory.name == "sweep-best"
 
     again = subprocess.run(command, **shown, timeout=100)
