@@ -1,5 +1,6 @@
 """The promises of a recurrent form: it is what `encode` is, in constant memory and at a constant cost."""
 
+import copy
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
@@ -90,3 +91,32 @@ def test_through_a_long_history_stepping_is_encoding_and_no_step_costs_more_than
     torch.testing.assert_close(torch.stack(states, dim=1), model.encode(history))
     assert early.operators == late.operators
     assert early.values == late.values > 0
+
+
+LIFELONG = ("mamba4rec", "recmamba", "recgrela", "recblr", "lrurec")
+
+
+@pytest.mark.parametrize("name", LIFELONG)
+def test_five_thousand_items_are_encoded_and_learned_from_as_precisely_as_a_few(name: str) -> None:
+    """Sums over so many steps lose digits in float32 where a scan forms them from powers of decays."""
+    config: ModelConfig = MODELS[name].Config.model_validate({"name": name, **TINY, "max_length": 5_000, "dropout": 0})
+    model = build_model(config, NUM_ITEMS).eval()
+    items = torch.randint(1, NUM_ITEMS + 1, (2, 5_000))
+    history = History(items, torch.zeros_like(items), torch.tensor([5_000, 4_321]))
+    directions = torch.randn(2, 5_000, config.dim, dtype=torch.float64)
+
+    def learned(model: SequenceModel) -> tuple[list[Tensor], dict[str, Tensor]]:
+        model.zero_grad()
+        states = model.encode(history)
+        real = [row[:length] for row, length in zip(states, (5_000, 4_321), strict=True)]
+        weights = [row[: len(found)].to(found.dtype) for row, found in zip(directions, real, strict=True)]
+        torch.stack([(found * weight).sum() for found, weight in zip(real, weights, strict=True)]).sum().backward()
+        return real, {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+
+    single, gradients = learned(model)
+    double, expected = learned(copy.deepcopy(model).double())
+    for got, exact in zip(single, double, strict=True):
+        torch.testing.assert_close(got.double(), exact, atol=1e-4, rtol=1e-3)
+    assert gradients.keys() == expected.keys()
+    for key, exact in expected.items():
+        assert (gradients[key].double() - exact).norm() <= 1e-3 * exact.norm(), key

@@ -17,9 +17,11 @@ from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import overlay, validate
 from raysrec.data.loader import epoch_steps
 from raysrec.data.ray_reading import read_with_ray
+from raysrec.place import Place
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory
 from raysrec.runtime import ray_session
+from raysrec.sweep import SweepDirectory
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -125,6 +127,47 @@ def test_a_run_in_a_store_goes_on_and_is_used_on_another_machine(s3, s3_server, 
     for other in (second, third):
         assert find(s3_server.secret_key, other[0]) == find(s3_server.secret_key, other[1]) == []
     assert find("raysrec", sessions)  # there was something to look through
+
+
+@pytest.mark.long
+def test_a_sweep_in_a_store_goes_on_and_is_shown_on_another_machine(s3, machine, tmp_path):
+    storage = {"storage": {"root": f"{s3}/runs", "name": "sweep"}, "data": {"prepared": f"{s3}/prepared"}}
+    settings = overlay(overlay(SETTINGS, storage), {"scale": {"workers": 1}, "checkpoint": {"every_steps": 5}})
+    search = yaml.safe_dump({"space": {"model.num_blocks": {"grid": [1, 2]}}, "rank": "all"})
+    (Place(f"{s3}/searches") / "search.yaml").write(search)
+    sweep = SweepDirectory(f"{s3}/runs/sweep")
+    arguments = ["--config", "run.yaml", "--sweep", f"{s3}/searches/search.yaml", "sweep.max_concurrent=1"]
+
+    def has_saved_the_second():
+        states = [trial.state for trial in sweep.trials]
+        return states == ["finished", "running"] and bool(Checkpoints(sweep.runs / "trial-001/checkpoints").names())
+
+    folder, _, environment = machine(settings)
+    log = (tmp_path / "first.log").open("w")
+    options = {"cwd": folder, "env": environment, "start_new_session": True, "stdout": log, "stderr": log}
+    process = subprocess.Popen([sys.executable, "-m", "raysrec.tune", *arguments], **options)
+    try:
+        until(has_saved_the_second, process, within_s=600)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    first, second = (RunDirectory(sweep.runs / f"trial-00{number}") for number in (0, 1))
+    before = events(first)
+
+    done = say(machine(settings), *arguments, verb="tune")
+    assert done.returncode == 0, done.stderr
+    assert events(first) == before
+    assert [event["step"] > 0 for event in events(second) if event["kind"] == "start"] == [False, True]
+    assert [trial.state for trial in sweep.trials] == ["finished", "finished"]
+    assert all(run.metrics_file.is_file() for run in (first, second))
+    assert (sweep.path / "report.html").is_file()
+    assert len([info for info in Place(f"{s3}/prepared").below(recursive=False) if not info.is_file]) == 1
+    table = say(machine(settings), f"{s3}/runs/*", verb="report")
+    assert table.returncode == 0, table.stderr
+    assert "trial-000" in table.stdout
+    trained = say(machine(settings), "--config", str(sweep.best_file), "train.epochs=1", verb="train")
+    assert trained.returncode == 0, trained.stderr
+    assert RunDirectory(f"{s3}/runs/sweep-best").metrics_file.is_file()
 
 
 def events(run):
