@@ -37,6 +37,20 @@ def test_every_model_and_data_set_of_the_default_board_has_a_config():
             assert (config.data.name, config.model.name) == (data, model)
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--models", "sasrec", "train.epochs=2"], "train.epochs=2 is no model: settings stand before it or after"),
+        (["--models", "sasrek"], "sasrek is no model: bprmf, caser"),
+        (["--data", "ml-1k"], "ml-1k is no data set: amazon-2018"),
+    ],
+)
+def test_names_that_there_are_not_are_refused(words, complaint, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(*words)
+    assert complaint in capsys.readouterr().err
+
+
 def test_later_seeds_are_only_for_runs_that_take_little(tmp_path):
     arguments = parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "mamba4rec")
     assert [job.name for job in leaderboard.jobs(arguments)] == ["ml-1m-recgrela-seed0", "ml-1m-mamba4rec-seed0"]

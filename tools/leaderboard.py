@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,15 +237,35 @@ def main(arguments: argparse.Namespace) -> None:
         raise RunError(f"failed: {', '.join(failed)}")
 
 
+def _name(kind: str, names: Collection[str]) -> Callable[[str], str]:
+    """What checks a name on the command line; argparse takes all words after an option for its names."""
+
+    def check(word: str) -> str:
+        if word not in names:
+            hint = "settings stand before it or after another option" if "=" in word else ", ".join(names)
+            raise argparse.ArgumentTypeError(f"{word} is no {kind}: {hint}")
+        return word
+
+    return check
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools/leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over every run")
+    data_sets = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser.add_argument(
-        "--data", nargs="+", default=["ml-100k", "amazon-beauty", "ml-1m"], help="names of configs/*.yaml"
+        "--data",
+        nargs="+",
+        type=_name("data set", data_sets),
+        metavar="DATA",
+        default=["ml-100k", "amazon-beauty", "ml-1m"],
+        help="names of configs/*.yaml",
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", type=_name("model", MODELS), metavar="MODEL", default=list(MODELS), help="default: all"
+    )
     parser.add_argument("--data-folder", help="where <data>.inter.gz lie; default: what the configs say")
     parser.add_argument("--root", default="runs/leaderboard", help="where the runs stand")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each model (default: 3)")
