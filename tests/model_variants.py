@@ -65,7 +65,6 @@ def real(states: Tensor, history: History) -> list[Tensor]:
 
 
 def assert_same_states(one: list[Tensor], other: list[Tensor], atol: float = 1e-5) -> None:
-    # Float32 sums over other shapes differ in the last bits, and a channel near zero among large ones has no others.
+    # Float32 sums over other shapes differ in the last bits.
     for a, b in zip(one, other, strict=True):
-        assert a.shape == b.shape
-        assert ((a - b).norm(dim=-1) <= atol + 1e-5 * b.norm(dim=-1)).all()
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_variants import NUM_ITEMS, TINY, assert_same_states, history_of, model_of, variants
+from model_variants import NUM_ITEMS, TINY, history_of, model_of, real, variants
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,7 +35,9 @@ def stepped(model: SequenceModel, items: Tensor) -> Tensor:
 def test_stepping_is_encoding(model: SequenceModel) -> None:
     assert model.causal
     history = history_of([3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1])
-    assert_same_states([stepped(model, history.items)], [model.encode(history)])
+    one, whole = stepped(model, history.items), model.encode(history)
+    # RecMamba's states are hundreds and more here: a channel near zero among such has no digits of its own in float32.
+    assert ((one - whole).norm(dim=-1) <= 1e-5 * whole.norm(dim=-1)).all()
     model.double()
     torch.testing.assert_close(stepped(model, history.items), model.encode(history))
 
@@ -105,15 +107,14 @@ def test_five_thousand_items_are_encoded_and_learned_from_as_precisely_as_a_few(
     model = build_model(config, NUM_ITEMS).eval()
     items = torch.randint(1, NUM_ITEMS + 1, (2, 5_000))
     history = History(items, torch.zeros_like(items), torch.tensor([5_000, 4_321]))
-    directions = torch.randn(2, 5_000, config.dim, dtype=torch.float64)
+    directions = real(torch.randn(2, 5_000, config.dim, dtype=torch.float64), history)
 
     def learned(model: SequenceModel) -> tuple[list[Tensor], dict[str, Tensor]]:
         model.zero_grad()
-        states = model.encode(history)
-        real = [row[:length] for row, length in zip(states, (5_000, 4_321), strict=True)]
-        weights = [row[: len(found)].to(found.dtype) for row, found in zip(directions, real, strict=True)]
-        torch.stack([(found * weight).sum() for found, weight in zip(real, weights, strict=True)]).sum().backward()
-        return real, {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+        states = real(model.encode(history), history)
+        sums = [(state * way.to(state.dtype)).sum() for state, way in zip(states, directions, strict=True)]
+        torch.stack(sums).sum().backward()
+        return states, {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
 
     single, gradients = learned(model)
     double, expected = learned(copy.deepcopy(model).double())
