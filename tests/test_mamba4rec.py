@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raysrec.history import History
 from raysrec.models.mamba4rec import Layer, Mamba4Rec, Mamba4RecConfig
+from raysrec.models.mamba_block import MambaBlock
 
 ML_1M_ITEMS = 3416
 
@@ -61,7 +62,7 @@ def test_only_a_single_layer_has_no_residual() -> None:
 def test_the_residual_carries_the_input_past_a_silent_block() -> None:
     x = torch.randn(2, 5, 8)
     for residual in (False, True):
-        layer = Layer(dim=8, d_state=4, d_conv=4, expand=2, dropout=0.0, residual=residual)
+        layer = Layer(MambaBlock(dim=8, d_state=4, d_conv=4, expand=2), dim=8, dropout=0.0, residual=residual)
         torch.nn.init.zeros_(layer.mamba.out.weight)
         differs = (layer(x) - layer(-x)).abs().max() > 0.1
         assert bool(differs) == residual

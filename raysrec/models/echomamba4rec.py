@@ -43,11 +43,11 @@ from torch import Tensor, nn
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, ItemEmbedding, flip_first, init_weights_
-from raysrec.models.mamba_block import MambaBlock
+from raysrec.models.mamba_block import MambaBlock, MambaModelConfig
 from raysrec.schema import Count, Probability
 
 
-class EchoMamba4RecConfig(ModelConfig):
+class EchoMamba4RecConfig(MambaModelConfig):
     """Settings of EchoMamba4Rec."""
 
     name: Literal["echomamba4rec"] = "echomamba4rec"
@@ -55,12 +55,6 @@ class EchoMamba4RecConfig(ModelConfig):
     """What filter and backward blocks see: real positions, or padding up to `max_length` too (the authors' code)."""
     num_layers: Count = 1
     """Layers, one on the other, and pairs of Mamba blocks in each."""
-    d_state: Count = 32
-    """Numbers that each inner channel of a Mamba block remembers of a history (S)."""
-    d_conv: Count = 4
-    """Positions that a Mamba block's short convolution sees, the current one included."""
-    expand: Count = 2
-    """Inner channels of a Mamba block (E) per channel of a state."""
     dropout: Probability = 0.2
     """Dropout after the item embedding and inside the layers."""
     mamba_init: Literal["init02", "library"] = "init02"
@@ -78,16 +72,7 @@ class EchoMamba4Rec(SequenceModel):
         self.form, self.max_length = config.form, config.max_length
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
-            Layer(
-                dim=config.dim,
-                max_length=config.max_length,
-                num_pairs=config.num_layers,
-                d_state=config.d_state,
-                d_conv=config.d_conv,
-                expand=config.expand,
-                dropout=config.dropout,
-            )
-            for _ in range(config.num_layers)
+            Layer(config) for _ in range(config.num_layers)
         )
         init_weights_(self)
         if config.mamba_init == "library":
@@ -128,15 +113,11 @@ class EchoMamba4Rec(SequenceModel):
 class Layer(nn.Module):
     """A filter, pairs of Mamba blocks, and a gated linear unit."""
 
-    def __init__(
-        self, *, dim: int, max_length: int, num_pairs: int, d_state: int, d_conv: int, expand: int, dropout: float
-    ) -> None:
+    def __init__(self, config: EchoMamba4RecConfig) -> None:
         super().__init__()
-        self.filter = Filter(dim=dim, max_length=max_length, dropout=dropout)
-        self.pairs = nn.ModuleList(
-            MambaPair(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand, dropout=dropout) for _ in range(num_pairs)
-        )
-        self.gated = GatedLinearUnit(dim=dim, dropout=dropout)
+        self.filter = Filter(dim=config.dim, max_length=config.max_length, dropout=config.dropout)
+        self.pairs = nn.ModuleList(MambaPair(config) for _ in range(config.num_layers))
+        self.gated = GatedLinearUnit(dim=config.dim, dropout=config.dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """The layer's output; each position sees the first `lengths` of its row."""
@@ -186,13 +167,13 @@ class Filter(nn.Module):
 class MambaPair(nn.Module):
     """A Mamba block from the first item to the last and one from the last to the first, each with residual and LN."""
 
-    def __init__(self, *, dim: int, d_state: int, d_conv: int, expand: int, dropout: float) -> None:
+    def __init__(self, config: EchoMamba4RecConfig) -> None:
         super().__init__()
-        self.forwards = MambaBlock(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
-        self.forwards_norm = nn.LayerNorm(dim)
-        self.backwards = MambaBlock(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
-        self.backwards_norm = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.forwards = MambaBlock.of(config)
+        self.forwards_norm = nn.LayerNorm(config.dim)
+        self.backwards = MambaBlock.of(config)
+        self.backwards_norm = nn.LayerNorm(config.dim)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """The sum of both; the second begins with the last of a row's first `lengths` positions."""

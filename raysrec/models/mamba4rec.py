@@ -38,23 +38,17 @@ from torch import Tensor, nn
 from raysrec.history import History
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
-from raysrec.models.mamba_block import MambaBlock, MambaState
+from raysrec.models.mamba_block import MambaBlock, MambaModelConfig, MambaState
 from raysrec.models.positions import LearnedPositions
 from raysrec.schema import Count, Probability
 
 
-class Mamba4RecConfig(ModelConfig):
+class Mamba4RecConfig(MambaModelConfig):
     """Settings of Mamba4Rec; the feed-forward network has 4 * `dim` inner channels, as in the paper."""
 
     name: Literal["mamba4rec"] = "mamba4rec"
     num_layers: Count = 1
     """Layers, one on the other; with a single one there is no residual around its Mamba block, as in the paper."""
-    d_state: Count = 32
-    """Numbers that each inner channel remembers of a history (S)."""
-    d_conv: Count = 4
-    """Positions that the short convolution sees, the current one included."""
-    expand: Count = 2
-    """Inner channels of the Mamba block (E) per channel of a state."""
     dropout: Probability = 0.2
     """Dropout after the item embedding and inside the layers; the paper's for MovieLens, and 0.4 for Amazon."""
     mamba_init: Literal["init02", "library"] = "init02"
@@ -92,10 +86,8 @@ class Mamba4Rec(SequenceModel):
         )
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(
+                MambaBlock.of(config),
                 dim=config.dim,
-                d_state=config.d_state,
-                d_conv=config.d_conv,
-                expand=config.expand,
                 dropout=config.dropout,
                 residual=config.num_layers > 1,
                 parts=config.parts,
@@ -152,21 +144,11 @@ class Mamba4Rec(SequenceModel):
 class Layer(nn.Module):
     """A Mamba block, then a feed-forward network, each followed by LayerNorm; `parts` as in the config."""
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        d_state: int,
-        d_conv: int,
-        expand: int,
-        dropout: float,
-        residual: bool,
-        parts: str = "all",
-    ) -> None:
+    def __init__(self, mamba: MambaBlock, *, dim: int, dropout: float, residual: bool, parts: str = "all") -> None:
         super().__init__()
         self.bare = parts == "block_only"
         self.residual = residual
-        self.mamba = MambaBlock(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        self.mamba = mamba
         if self.bare:
             return
 

@@ -17,9 +17,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysrec.models.base import ModelConfig
 from raysrec.ops.precision import at_least_float32
 from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
 from raysrec.ops.short_conv import short_conv, short_conv_step
+from raysrec.schema import Count
+
+
+class MambaModelConfig(ModelConfig):
+    """Settings of a model that has Mamba blocks."""
+
+    d_state: Count = 32
+    """Numbers that each inner channel of a Mamba block remembers of a history (S)."""
+    d_conv: Count = 4
+    """Positions that a Mamba block's short convolution sees, the current one included."""
+    expand: Count = 2
+    """Inner channels of a Mamba block (E) per channel of a state."""
 
 
 class MambaState(NamedTuple):
@@ -55,6 +68,11 @@ class MambaBlock(nn.Module):
         self.skip = nn.Parameter(torch.empty(inner))
         self.out = nn.Linear(inner, dim, bias=False)
         self.reset_parameters()
+
+    @classmethod
+    def of(cls, config: MambaModelConfig) -> "MambaBlock":
+        """A block of a model's sizes."""
+        return cls(dim=config.dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

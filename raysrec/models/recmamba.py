@@ -37,21 +37,15 @@ from torch import Tensor, nn
 from raysrec.history import History, last_items
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout
-from raysrec.models.mamba_block import MambaBlock, MambaState
+from raysrec.models.mamba_block import MambaBlock, MambaModelConfig, MambaState
 from raysrec.models.positions import LearnedPositions
-from raysrec.schema import Count, Probability
+from raysrec.schema import Probability
 
 
-class RecMambaConfig(ModelConfig):
+class RecMambaConfig(MambaModelConfig):
     """Settings of RecMamba; the paper's `max_length` is 2,000 or 5,000."""
 
     name: Literal["recmamba"] = "recmamba"
-    d_state: Count = 32
-    """Numbers that each inner channel remembers of a history (S)."""
-    d_conv: Count = 4
-    """Positions that the short convolution sees, the current one included."""
-    expand: Count = 2
-    """Inner channels of the Mamba block (E) per channel of a state."""
     dropout: Probability = 0.2
     """Dropout of what enters the Mamba block."""
     padding: Literal["right", "left"] = "right"
@@ -82,7 +76,7 @@ class RecMamba(SequenceModel):
         self.table = nn.Embedding(num_items + 1, config.dim, padding_idx=0)
         self.positions = LearnedPositions(max_length=config.max_length, dim=config.dim)
         self.dropout = Dropout(config.dropout)
-        self.mamba = MambaBlock(dim=config.dim, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand)
+        self.mamba = MambaBlock.of(config)
         for table in (self.table, self.positions.table):
             nn.init.xavier_normal_(table.weight)
         if config.mamba_init == "xavier":

@@ -44,11 +44,11 @@ from raysrec.models.layers import (
     flip_first,
     init_weights_,
 )
-from raysrec.models.mamba_block import MambaBlock
+from raysrec.models.mamba_block import MambaBlock, MambaModelConfig
 from raysrec.schema import Count, CountOrZero, Probability
 
 
-class SIGMAConfig(ModelConfig):
+class SIGMAConfig(MambaModelConfig):
     """Settings of SIGMA; the feed-forward network has 4 * `dim` inner channels, as in the paper."""
 
     name: Literal["sigma"] = "sigma"
@@ -62,12 +62,6 @@ class SIGMAConfig(ModelConfig):
     """Flip the second Mamba's output back, so that it stands at its items' positions again."""
     num_layers: Count = 1
     """Layers, one on the other; with a single one there is no residual around its mixture, as in the authors' code."""
-    d_state: Count = 32
-    """Numbers that each inner channel of a Mamba block remembers of a history (S)."""
-    d_conv: Count = 4
-    """Positions that a Mamba block's short convolution sees, the current one included."""
-    expand: Count = 2
-    """Inner channels of a Mamba block (E) per channel of a state."""
     dropout: Probability = 0.2
     """Dropout after the item embedding and inside the layers."""
     drop_gate: Probability = 0.2
@@ -89,14 +83,7 @@ class SIGMA(SequenceModel):
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(
-                GatedMixture(
-                    dim=config.dim,
-                    d_state=config.d_state,
-                    d_conv=config.d_conv,
-                    expand=config.expand,
-                    drop_gate=config.drop_gate,
-                    align=config.align,
-                ),
+                GatedMixture(MambaBlock.of(config), dim=config.dim, drop_gate=config.drop_gate, align=config.align),
                 dim=config.dim,
                 dropout=config.dropout,
                 residual=config.num_layers > 1,
@@ -164,10 +151,10 @@ class Layer(nn.Module):
 class GatedMixture(nn.Module):
     """``W_o (w_3 (M * s + M) + w_2 (M~ * s~ + M~) + w_1 R) + b_o``, as at the top of this file."""
 
-    def __init__(self, *, dim: int, d_state: int, d_conv: int, expand: int, drop_gate: float, align: bool) -> None:
+    def __init__(self, mamba: MambaBlock, *, dim: int, drop_gate: float, align: bool) -> None:
         super().__init__()
         self.align = align
-        self.mamba = MambaBlock(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        self.mamba = mamba
         self.straight = nn.Linear(dim, dim)  # W_1
         self.turned = nn.Linear(dim, dim)  # W_2
         self.gate_silu = nn.Linear(dim, dim)  # W_a
