@@ -5,6 +5,7 @@ once: the loss and its gradients are made together, a few hundred targets at a t
 processor's cache. Where the catalogue is too long for that, it is cut into chunks of items too, and read twice.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from raysrec.losses.candidates import check_ids
+
+BITS_PER_NAT = math.log2(math.e)
 
 
 def softmax_loss(
@@ -150,7 +153,7 @@ def _loss_and_gradients(
     """
     dtype = torch.promote_types(torch.promote_types(states.dtype, vectors.dtype), torch.float32)
     table = vectors[first:].to(dtype)
-    offsets = None if bias is None else bias[first:].to(dtype)
+    offsets = None if bias is None else BITS_PER_NAT * bias[first:].to(dtype)
     classes = targets - first
     grad_states = states.new_empty(states.shape, dtype=dtype) if learning else None
     grad_vectors = vectors.new_zeros(vectors.shape, dtype=dtype) if learning else None
@@ -168,7 +171,8 @@ def _loss_and_gradients(
 class _TargetChunk:
     """Some targets against all items: their losses first, then what they add to the gradients.
 
-    Scores stand as [items, targets], which is the layout in which the three matrix products are fastest on a CPU.
+    Scores stand as [items, targets], which is the layout in which the three matrix products are fastest on a CPU, and
+    count bits, not nats: there, powers of two take a third of the time of those of e.
     """
 
     def __init__(
@@ -181,49 +185,49 @@ class _TargetChunk:
         buffer: Tensor,
     ) -> None:
         self.states, self.classes, self.table, self.offsets, self.buffer = states, classes, table, offsets, buffer
-        self.columns = states.T.contiguous()  # [D p]
+        self.columns = (BITS_PER_NAT * states.T).contiguous()  # [D p]
         self.chunks = _slices(len(table), items_per_chunk)
-        # Running over the chunks of items: the largest score, and the sum of exp(score - largest).
+        # Running over the chunks of items: the largest score, and the sum of 2^(score - largest).
         self.largest = states.new_full((len(states),), -torch.inf)
         self.total = states.new_zeros(len(states))
 
     def losses(self) -> Tensor:
-        """Log of the sum of all exponentials, minus the target's own score."""
+        """Log of the sum of all powers, minus the target's own score, in nats."""
         for items in self.chunks:
             scores = self._scores(items)
             largest = torch.maximum(self.largest, scores.amax(0))
-            self.total.mul_(self.largest.sub_(largest).exp_()).add_(scores.sub_(largest).exp_().sum(0))
+            self.total.mul_(self.largest.sub_(largest).exp2_()).add_(scores.sub_(largest).exp2_().sum(0))
             self.largest = largest
-        own = (self.states * self.table.index_select(0, self.classes)).sum(1)
+        own = BITS_PER_NAT * (self.states * self.table.index_select(0, self.classes)).sum(1)
         if self.offsets is not None:
             own += self.offsets.index_select(0, self.classes)
-        return self.largest + self.total.log() - own
+        return (self.largest + self.total.log2() - own) / BITS_PER_NAT
 
     def gradients(self, grad_table: Tensor, grad_offsets: Tensor | None) -> Tensor:
         """Add to the gradients of the table and the offsets, and return that of the states.
 
-        The gradient of a score is its probability, minus one at the target. Both corrections of the exponentials,
+        The gradient of a score is its probability, minus one at the target. Both corrections of the powers,
         the division by their sum and the minus one, are made on the small sides of the products.
         """
         weights = self.total.reciprocal()
         weighted = self.states * weights[:, None]
         grad_columns = torch.zeros_like(self.columns)
         for items in self.chunks:
-            exponentials = self._exponentials(items)  # [items p]
-            grad_columns.addmm_(self.table[items].T, exponentials)
-            grad_table[items].addmm_(exponentials, weighted)
+            powers = self._powers(items)  # [items p]
+            grad_columns.addmm_(self.table[items].T, powers)
+            grad_table[items].addmm_(powers, weighted)
             if grad_offsets is not None:
-                grad_offsets[items].addmv_(exponentials, weights)
+                grad_offsets[items].addmv_(powers, weights)
         grad_table.index_add_(0, self.classes, self.states, alpha=-1)
         if grad_offsets is not None:
             grad_offsets.index_add_(0, self.classes, torch.ones_like(weights), alpha=-1)
         return (grad_columns * weights).T - self.table.index_select(0, self.classes)
 
-    def _exponentials(self, items: slice) -> Tensor:
-        """exp(score - largest); when all items are one chunk, `losses` has left them in the buffer."""
+    def _powers(self, items: slice) -> Tensor:
+        """2^(score - largest); when all items are one chunk, `losses` has left them in the buffer."""
         if len(self.chunks) == 1:
             return self._view(items)
-        return self._scores(items).sub_(self.largest).exp_()
+        return self._scores(items).sub_(self.largest).exp2_()
 
     def _scores(self, items: slice) -> Tensor:
         scores = torch.mm(self.table[items], self.columns, out=self._view(items))

@@ -15,6 +15,7 @@ no loop): at the papers' initial values its exponential overflows at the fourth 
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -192,6 +193,7 @@ class _Chunk:
     def __init__(self, delta: Tensor, x: Tensor, b: Tensor, c: Tensor, a: Tensor, positions: int) -> None:
         self.delta, self.x, self.b, self.c = (part.contiguous() for part in (delta, x, b, c))
         self.a, self.batch = a, x.shape[1]
+        self.a_in_bits = math.log2(math.e) * a  # on a CPU, powers of two take a third of the time of those of e
         length = x.shape[0]
         positions = min(positions, length)
         self.spans = [slice(begin, min(begin + positions, length)) for begin in range(0, length, positions)]
@@ -203,7 +205,7 @@ class _Chunk:
     def advance(self, span: slice) -> None:
         """Fill the states of a span from `states[0]`."""
         length = span.stop - span.start
-        torch.mul(self.delta[span, :, None], self.a, out=self.decay[:length]).exp_()
+        torch.mul(self.delta[span, :, None], self.a_in_bits, out=self.decay[:length]).exp2_()
         torch.mul(self.x[span, :, None], self.b[span, ..., None], out=self.states[1 : length + 1])
         for before, after, decay in zip(self.slabs[:length], self.slabs[1:], self.decays, strict=False):
             after.addcmul_(decay, before)
