@@ -15,7 +15,7 @@ from torch import Tensor
 
 import raysrec
 from raysrec.config import LossConfig
-from raysrec.history import HIDDEN, Batch, History
+from raysrec.history import HIDDEN, Batch, History, last_states
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 from raysrec.objective import Objective
 
@@ -100,6 +100,13 @@ def test_causal_is_honest_both_ways(model: SequenceModel) -> None:
         return
     with pytest.raises(AssertionError):
         assert_same_states([before], [after])
+
+
+def test_what_is_read_is_the_state_after_the_last_item(model: SequenceModel) -> None:
+    if model.fills_gaps:
+        pytest.skip("reads the state at a hidden item that follows")
+    for history in (history_of(*ROWS), history_of(*ROWS, length=11)):
+        assert_same_states([model.read(history)], [last_states(model.encode(history), history)])
 
 
 def test_the_past_matters(model: SequenceModel) -> None:

@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, ItemEmbedding, flip_first, init_weights_
 from raysrec.models.mamba_block import MambaBlock, MambaModelConfig
@@ -105,6 +105,19 @@ class EchoMamba4Rec(SequenceModel):
             x = layer(x, lengths)
         return x[:, : history.items.shape[1]]
 
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item; of the masked form's last layer, little else is computed.
+
+        Raises:
+            ValueError: The history is longer than `max_length`.
+        """
+        if self.form == "unmasked":  # padding comes before the last item on the way back
+            return last_states(self.encode(history), history)
+        x: Tensor = self.embedding(history.items)
+        for layer in self.layers[:-1]:
+            x = layer(x, history.lengths)
+        return self.layers[-1].read(x, history)
+
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
         return self.embedding.table.weight
@@ -125,6 +138,14 @@ class Layer(nn.Module):
         for pair in self.pairs:
             x = pair(x, lengths)
         y: Tensor = self.gated(x)
+        return y
+
+    def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        x = self.filter(x, history.lengths)
+        for pair in self.pairs[:-1]:
+            x = pair(x, history.lengths)
+        y: Tensor = self.gated(self.pairs[-1].read(x, history))
         return y
 
 
@@ -177,10 +198,19 @@ class MambaPair(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """The sum of both; the second begins with the last of a row's first `lengths` positions."""
-        ahead: Tensor = self.forwards_norm(self.dropout(self.forwards(x)) + x)
         back = flip_first(self.backwards(flip_first(x, lengths)), lengths)
-        behind: Tensor = self.backwards_norm(self.dropout(back) + x)
-        return ahead + behind
+        return self._sum(x, self.forwards(x), back)
+
+    def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only, which is the first that the second block takes."""
+        last = last_states(x, history)
+        return self._sum(last, self.forwards.read(x, history), self.backwards(last[:, None])[:, 0])
+
+    def _sum(
+        self, x: Float[Tensor, "*shape D"], ahead: Float[Tensor, "*shape D"], back: Float[Tensor, "*shape D"]
+    ) -> Float[Tensor, "*shape D"]:
+        both: Tensor = self.forwards_norm(self.dropout(ahead) + x) + self.backwards_norm(self.dropout(back) + x)
+        return both
 
 
 class GatedLinearUnit(nn.Module):

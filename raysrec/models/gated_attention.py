@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from raysrec.history import History, last_states
 from raysrec.ops.linear_attention import (
     LinearAttentionState,
     bidirectional_linear_attention,
@@ -67,6 +68,16 @@ class GatedAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
         """Mixtures of what each position sees."""
+        return self._gated(x, self._mixed(x, seen))
+
+    def read(
+        self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None, history: History
+    ) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        return self._gated(last_states(x, history), last_states(self._mixed(x, seen), history))
+
+    def _mixed(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
+        """Attention and shortcut, without gate and output."""
         query, key, value = self._projections(x)
         how: dict[str, Any] = {"num_heads": self.num_heads, "rotary": self.rotary}
         if seen is None:
@@ -75,7 +86,7 @@ class GatedAttention(nn.Module):
             mixed = bidirectional_linear_attention(query, key, value, seen, **how)
         if self.conv_weight is not None:
             mixed = mixed + short_conv(value, self.conv_weight, self.conv_bias, activation="silu")
-        return self._gated(x, mixed)
+        return mixed
 
     def initial_state(self, batch_size: int) -> BlockState:
         """Nothing seen: zeros, on the parameters' device."""

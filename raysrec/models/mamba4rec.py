@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
 from raysrec.models.mamba_block import MambaBlock, MambaModelConfig, MambaState
@@ -106,11 +106,17 @@ class Mamba4Rec(SequenceModel):
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
-        positions = self.positions.first(history.items.shape[1]) if self.positions else None
-        x: Tensor = self.embedding(history.items, positions)
+        x = self._embed(history)
         for layer in self.layers:
             x = layer(x)
         return x
+
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item; the last layer computes no other past its scan."""
+        x = self._embed(history)
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        return self.layers[-1].read(x, history)
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
@@ -140,6 +146,11 @@ class Mamba4Rec(SequenceModel):
             after.append(memory)
         return x, Memory(state.position + 1, after)
 
+    def _embed(self, history: History) -> Float[Tensor, "B L D"]:
+        positions = self.positions.first(history.items.shape[1]) if self.positions else None
+        x: Tensor = self.embedding(history.items, positions)
+        return x
+
 
 class Layer(nn.Module):
     """A Mamba block, then a feed-forward network, each followed by LayerNorm; `parts` as in the config."""
@@ -165,6 +176,10 @@ class Layer(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole history at once."""
         return self._after_mamba(self.mamba(x), x)
+
+    def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        return self._after_mamba(self.mamba.read(x, history), last_states(x, history))
 
     def step(self, x: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:
         """One position."""

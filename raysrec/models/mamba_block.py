@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig
 from raysrec.ops.precision import at_least_float32
 from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
@@ -89,9 +90,13 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole history at once."""
-        a, gate = self.into(x).chunk(2, dim=-1)
-        u = short_conv(a, self.conv_weight, self.conv_bias, activation="silu")
-        y = selective_scan(u, *self._selection(u), self.skip)
+        y, gate = self._scan(x)
+        out: Tensor = self.out(y * F.silu(gate))
+        return out
+
+    def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        y, gate = (last_states(part, history) for part in self._scan(x))
         out: Tensor = self.out(y * F.silu(gate))
         return out
 
@@ -107,6 +112,12 @@ class MambaBlock(nn.Module):
         u, window = short_conv_step(a, self.conv_weight, self.conv_bias, state.window, activation="silu")
         y, scan = selective_scan_step(u, *self._selection(u), self.skip, state.scan)
         return self.out(y * F.silu(gate)), MambaState(window, scan)
+
+    def _scan(self, x: Float[Tensor, "B L D"]) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L E"]]:
+        """What the scan reads out, and what gates it."""
+        a, gate = self.into(x).chunk(2, dim=-1)
+        u = short_conv(a, self.conv_weight, self.conv_bias, activation="silu")
+        return selective_scan(u, *self._selection(u), self.skip), gate
 
     def _selection(self, u: Float[Tensor, "*shape E"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Delta, A, B and C: what the scan forgets, takes in and reads out."""

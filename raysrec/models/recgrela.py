@@ -50,7 +50,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.gated_attention import ACTIVATIONS, BlockState, GatedAttention
 from raysrec.models.layers import LAYER_NORM_EPS, FeedForward, ItemEmbedding, init_weights_
@@ -149,15 +149,17 @@ class RecGRELA(SequenceModel):
 
     def encode(self, history: History) -> Float[Tensor, "B L D"]:
         """One state per position; what stands at padded positions means nothing."""
-        width = history.items.shape[1]
-        if self.form == "unmasked":  # as the authors' batches, which are all of one width
-            history = history.padded(self.max_length)
-        seen = self._seen(history)
-        positions = self.positions.first(history.items.shape[1]) if self.positions else None
-        x: Tensor = self.embedding(history.items, positions)
+        x, seen = self._embed(history)
         for block in self.blocks:
             x = block(x, seen)
-        return x[:, :width]
+        return x[:, : history.items.shape[1]]
+
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item; the last block computes no other past its attention."""
+        x, seen = self._embed(history)
+        for block in self.blocks[:-1]:
+            x = block(x, seen)
+        return self.blocks[-1].read(x, seen, history)
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
@@ -193,12 +195,16 @@ class RecGRELA(SequenceModel):
             new_state.append(new_memory)
         return x, new_state
 
-    def _seen(self, history: History) -> Bool[Tensor, "B L"] | None:
-        """The positions that attention sees; None for those up to its own."""
+    def _embed(self, history: History) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"] | None]:
+        """What enters the blocks, and the positions that attention sees; None for those up to its own."""
+        if self.form == "unmasked":  # as the authors' batches, which are all of one width
+            history = history.padded(self.max_length)
+        positions = self.positions.first(history.items.shape[1]) if self.positions else None
+        x: Tensor = self.embedding(history.items, positions)
         if self.form == "causal":
-            return None
+            return x, None
         mask = history.mask()
-        return mask if self.form == "bidirectional" else torch.ones_like(mask)
+        return x, mask if self.form == "bidirectional" else torch.ones_like(mask)
 
     def _require_causal(self) -> None:
         if not self.causal:
@@ -230,6 +236,13 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
         """The block's output; each position sees those of `seen`, or those up to its own if that is None."""
         return self._join(x, self.drop_path(self.attention(self.attention_norm(x), seen)))
+
+    def read(
+        self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None, history: History
+    ) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        attended = self.attention.read(self.attention_norm(x), seen, history)
+        return self._join(last_states(x, history), self.drop_path(attended))
 
     def step(self, x: Float[Tensor, "B D"], state: BlockState) -> tuple[Float[Tensor, "B D"], BlockState]:
         """One position of the causal form."""

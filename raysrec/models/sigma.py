@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History
+from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import (
     LAYER_NORM_EPS,
@@ -113,6 +113,14 @@ class SIGMA(SequenceModel):
             x = layer(x, lengths, flipped)
         return x[:, : history.items.shape[1]]
 
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item; the last layer computes no other past its scans."""
+        seen, lengths, flipped = self._view(history)
+        x: Tensor = self.embedding(seen.items)
+        for layer in self.layers[:-1]:
+            x = layer(x, lengths, flipped)
+        return self.layers[-1].read(x, lengths, flipped, history)
+
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""
         return self.embedding.table.weight
@@ -142,7 +150,18 @@ class Layer(nn.Module):
         self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], flipped: Int[Tensor, " B"]
     ) -> Float[Tensor, "B L D"]:
         """The layer's output; the first `lengths` positions of a row are seen, and `flipped` of them reversed."""
-        mixed = self.dropout(self.mixture(x, lengths, flipped))
+        return self._after_mixture(x, self.mixture(x, lengths, flipped))
+
+    def read(
+        self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], flipped: Int[Tensor, " B"], history: History
+    ) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        return self._after_mixture(last_states(x, history), self.mixture.read(x, lengths, flipped, history))
+
+    def _after_mixture(
+        self, x: Float[Tensor, "*shape D"], mixed: Float[Tensor, "*shape D"]
+    ) -> Float[Tensor, "*shape D"]:
+        mixed = self.dropout(mixed)
         z: Tensor = self.mixture_norm(mixed + x if self.residual else mixed)
         y: Tensor = self.feed_forward_norm(self.feed_forward(z) + z)
         return y
@@ -173,14 +192,36 @@ class GatedMixture(nn.Module):
         mixed, mixed_turned = self.mamba(torch.cat([x, turned])).chunk(2)
         if self.align:
             mixed_turned = flip_first(mixed_turned, flipped)
+        return self._mix(x, turned, mixed, mixed_turned, self._recent(x, lengths))
+
+    def read(
+        self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], flipped: Int[Tensor, " B"], history: History
+    ) -> Float[Tensor, "B D"]:
+        """The same after each history's last item only."""
+        if self.align:  # what stands there after the second flip may come from elsewhere
+            return last_states(self(x, lengths, flipped), history)
+        turned = flip_first(x, flipped)
+        mixed, mixed_turned = (self.mamba.read(view, history) for view in (x, turned))
+        x, turned, recent = (last_states(part, history) for part in (x, turned, self._recent(x, lengths)))
+        return self._mix(x, turned, mixed, mixed_turned, recent)
+
+    def _mix(
+        self,
+        x: Float[Tensor, "*shape D"],
+        turned: Float[Tensor, "*shape D"],
+        mixed: Float[Tensor, "*shape D"],
+        mixed_turned: Float[Tensor, "*shape D"],
+        recent: Float[Tensor, "*shape D"],
+    ) -> Float[Tensor, "*shape D"]:
+        """The gated sum of both scans and the GRU's states, position by position."""
         gate = self._gate(a := x + self.straight(x), a)
         gate_turned = self._gate(turned + self.turned(turned), gate)
         of_gru, of_turned, of_straight = self.shares
         both = of_straight * (mixed * gate + mixed) + of_turned * (mixed_turned * gate_turned + mixed_turned)
-        y: Tensor = self.output(both + of_gru * self._recent(x, lengths))
+        y: Tensor = self.output(both + of_gru * recent)
         return y
 
-    def _gate(self, a: Float[Tensor, "B L D"], b: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def _gate(self, a: Float[Tensor, "*shape D"], b: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         gate: Tensor = self.dropout(self.gate_silu(F.silu(a)) + self.gate_sigmoid(b.sigmoid()))
         return gate
 
