@@ -129,7 +129,9 @@ class Layer(nn.Module):
     def __init__(self, config: EchoMamba4RecConfig) -> None:
         super().__init__()
         self.filter = Filter(dim=config.dim, max_length=config.max_length, dropout=config.dropout)
-        self.pairs = nn.ModuleList(MambaPair(config) for _ in range(config.num_layers))
+        self.pairs: list[MambaPair] = nn.ModuleList(  # type: ignore[assignment]
+            MambaPair(config) for _ in range(config.num_layers)
+        )
         self.gated = GatedLinearUnit(dim=config.dim, dropout=config.dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
