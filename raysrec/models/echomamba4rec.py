@@ -72,7 +72,16 @@ class EchoMamba4Rec(SequenceModel):
         self.form, self.max_length = config.form, config.max_length
         self.embedding = ItemEmbedding(num_items=num_items, dim=config.dim, dropout=config.dropout)
         self.layers: list[Layer] = nn.ModuleList(  # type: ignore[assignment]
-            Layer(config) for _ in range(config.num_layers)
+            Layer(
+                [
+                    MambaPair(MambaBlock.of(config), MambaBlock.of(config), dim=config.dim, dropout=config.dropout)
+                    for _ in range(config.num_layers)
+                ],
+                dim=config.dim,
+                max_length=config.max_length,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_layers)
         )
         init_weights_(self)
         if config.mamba_init == "library":
@@ -126,13 +135,11 @@ class EchoMamba4Rec(SequenceModel):
 class Layer(nn.Module):
     """A filter, pairs of Mamba blocks, and a gated linear unit."""
 
-    def __init__(self, config: EchoMamba4RecConfig) -> None:
+    def __init__(self, pairs: "list[MambaPair]", *, dim: int, max_length: int, dropout: float) -> None:
         super().__init__()
-        self.filter = Filter(dim=config.dim, max_length=config.max_length, dropout=config.dropout)
-        self.pairs: list[MambaPair] = nn.ModuleList(  # type: ignore[assignment]
-            MambaPair(config) for _ in range(config.num_layers)
-        )
-        self.gated = GatedLinearUnit(dim=config.dim, dropout=config.dropout)
+        self.filter = Filter(dim=dim, max_length=max_length, dropout=dropout)
+        self.pairs: list[MambaPair] = nn.ModuleList(pairs)  # type: ignore[assignment]
+        self.gated = GatedLinearUnit(dim=dim, dropout=dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """The layer's output; each position sees the first `lengths` of its row."""
@@ -190,13 +197,13 @@ class Filter(nn.Module):
 class MambaPair(nn.Module):
     """A Mamba block from the first item to the last and one from the last to the first, each with residual and LN."""
 
-    def __init__(self, config: EchoMamba4RecConfig) -> None:
+    def __init__(self, forwards: MambaBlock, backwards: MambaBlock, *, dim: int, dropout: float) -> None:
         super().__init__()
-        self.forwards = MambaBlock.of(config)
-        self.forwards_norm = nn.LayerNorm(config.dim)
-        self.backwards = MambaBlock.of(config)
-        self.backwards_norm = nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.forwards = forwards
+        self.forwards_norm = nn.LayerNorm(dim)
+        self.backwards = backwards
+        self.backwards_norm = nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B L D"]:
         """The sum of both; the second begins with the last of a row's first `lengths` positions."""
