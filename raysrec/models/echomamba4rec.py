@@ -42,12 +42,12 @@ from torch import Tensor, nn
 
 from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
-from raysrec.models.layers import LAYER_NORM_EPS, Dropout, ItemEmbedding, flip_first, init_weights_
-from raysrec.models.mamba_block import MambaBlock, MambaModelConfig
+from raysrec.models.layers import LAYER_NORM_EPS, Dropout, ItemEmbedding, flip_first
+from raysrec.models.mamba_block import Init02MambaModelConfig, MambaBlock, init_mamba_model_
 from raysrec.schema import Count, Probability
 
 
-class EchoMamba4RecConfig(MambaModelConfig):
+class EchoMamba4RecConfig(Init02MambaModelConfig):
     """Settings of EchoMamba4Rec."""
 
     name: Literal["echomamba4rec"] = "echomamba4rec"
@@ -57,9 +57,6 @@ class EchoMamba4RecConfig(MambaModelConfig):
     """Layers, one on the other, and pairs of Mamba blocks in each."""
     dropout: Probability = 0.2
     """Dropout after the item embedding and inside the layers."""
-    mamba_init: Literal["init02", "library"] = "init02"
-    """Where the Mamba blocks start: as in the authors' code, with linear weights N(0, 0.02²) and every step size about
-    0.69, or with Mamba's own values and step sizes of 0.001 to 0.1."""
 
 
 class EchoMamba4Rec(SequenceModel):
@@ -83,11 +80,7 @@ class EchoMamba4Rec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        init_weights_(self)
-        if config.mamba_init == "library":
-            for part in self.modules():
-                if isinstance(part, MambaBlock):
-                    part.reset_parameters()
+        init_mamba_model_(self, config)
 
     @property
     def causal(self) -> bool:

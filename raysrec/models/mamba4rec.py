@@ -37,13 +37,13 @@ from torch import Tensor, nn
 
 from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
-from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding, init_weights_
-from raysrec.models.mamba_block import MambaBlock, MambaModelConfig, MambaState
+from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward, ItemEmbedding
+from raysrec.models.mamba_block import Init02MambaModelConfig, MambaBlock, MambaState, init_mamba_model_
 from raysrec.models.positions import LearnedPositions
 from raysrec.schema import Count, Probability
 
 
-class Mamba4RecConfig(MambaModelConfig):
+class Mamba4RecConfig(Init02MambaModelConfig):
     """Settings of Mamba4Rec; the feed-forward network has 4 * `dim` inner channels, as in the paper."""
 
     name: Literal["mamba4rec"] = "mamba4rec"
@@ -51,10 +51,6 @@ class Mamba4RecConfig(MambaModelConfig):
     """Layers, one on the other; with a single one there is no residual around its Mamba block, as in the paper."""
     dropout: Probability = 0.2
     """Dropout after the item embedding and inside the layers; the paper's for MovieLens, and 0.4 for Amazon."""
-    mamba_init: Literal["init02", "library"] = "init02"
-    """Where the Mamba blocks start. `init02`, as in the papers' code: linear weights N(0, 0.02²) and biases 0, so every
-    step size Delta is about 0.69 and the slowest memory halves with each item. `library`, Mamba's own: Delta is
-    spread log-uniformly over 0.001 to 0.1, and memories begin tens to a thousand items long."""
     positions: Literal["none", "learned"] = "none"
     """Vectors added to the items': none, or one per position, learned (the paper's "w/ PE")."""
     parts: Literal["all", "no_feed_forward", "no_layer_norm", "block_only"] = "all"
@@ -94,10 +90,7 @@ class Mamba4Rec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        init_weights_(self)
-        if config.mamba_init == "library":
-            for layer in self.layers:
-                layer.mamba.reset_parameters()
+        init_mamba_model_(self, config)
 
     @property
     def causal(self) -> bool:

@@ -10,7 +10,7 @@ Departures:
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig
+from raysrec.models.layers import init_weights_
 from raysrec.ops.precision import at_least_float32
 from raysrec.ops.selective_scan import initial_scan_state, selective_scan, selective_scan_step
 from raysrec.ops.short_conv import short_conv, short_conv_step
@@ -34,6 +35,15 @@ class MambaModelConfig(ModelConfig):
     """Positions that a Mamba block's short convolution sees, the current one included."""
     expand: Count = 2
     """Inner channels of a Mamba block (E) per channel of a state."""
+
+
+class Init02MambaModelConfig(MambaModelConfig):
+    """Settings of a model whose authors initialise all of it alike, the linear layers inside its Mamba blocks too."""
+
+    mamba_init: Literal["init02", "library"] = "init02"
+    """Where the Mamba blocks start. `init02`, as in the authors' code: linear weights N(0, 0.02²) and biases 0, so
+    every step size Delta is about 0.69 and the slowest memory halves with each item. `library`, Mamba's own: Delta is
+    spread log-uniformly over 0.001 to 0.1, and memories begin tens to a thousand items long."""
 
 
 class MambaState(NamedTuple):
@@ -125,3 +135,12 @@ class MambaBlock(nn.Module):
         # Decays are exponentials of these two, so they leave half precision here already.
         delta = F.softplus(at_least_float32(self.step_size(r)))
         return delta, -torch.exp(at_least_float32(self.a_log)), b, c
+
+
+def init_mamba_model_(model: nn.Module, config: Init02MambaModelConfig) -> None:
+    """Give a whole model the initial values of `init_weights_`, and its Mamba blocks their own if those are wanted."""
+    init_weights_(model)
+    if config.mamba_init == "library":
+        for part in model.modules():
+            if isinstance(part, MambaBlock):
+                part.reset_parameters()

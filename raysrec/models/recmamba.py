@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from raysrec.history import History, last_items
+from raysrec.history import History, last_items, last_states
 from raysrec.models.base import ModelConfig, SequenceModel
 from raysrec.models.layers import Dropout
 from raysrec.models.mamba_block import MambaBlock, MambaModelConfig, MambaState
@@ -105,6 +105,17 @@ class RecMamba(SequenceModel):
         states = self._scan(last_items(history, self.max_length, newest_last=True), positions)
         slots = self.max_length - history.lengths[:, None] + torch.arange(width, device=states.device)
         return states.gather(1, slots.clamp_max(self.max_length - 1)[..., None].expand(-1, -1, states.shape[-1]))
+
+    def read(self, history: History) -> Float[Tensor, "B D"]:
+        """The state after each history's last item; nothing else is computed past the scan.
+
+        Raises:
+            ValueError: The history is longer than `max_length`.
+        """
+        if self.padding == "left":
+            return last_states(self.encode(history), history)
+        positions = self.positions.first(history.items.shape[1])
+        return self.mamba.read(self._vectors(history.items, positions), history)
 
     def item_vectors(self) -> Float[Tensor, "V D"]:
         """The item embedding's table."""

@@ -42,13 +42,12 @@ from raysrec.models.layers import (
     FeedForward,
     ItemEmbedding,
     flip_first,
-    init_weights_,
 )
-from raysrec.models.mamba_block import MambaBlock, MambaModelConfig
+from raysrec.models.mamba_block import Init02MambaModelConfig, MambaBlock, init_mamba_model_
 from raysrec.schema import Count, CountOrZero, Probability
 
 
-class SIGMAConfig(MambaModelConfig):
+class SIGMAConfig(Init02MambaModelConfig):
     """Settings of SIGMA; the feed-forward network has 4 * `dim` inner channels, as in the paper."""
 
     name: Literal["sigma"] = "sigma"
@@ -66,9 +65,6 @@ class SIGMAConfig(MambaModelConfig):
     """Dropout after the item embedding and inside the layers."""
     drop_gate: Probability = 0.2
     """Dropout of the gates s and s~."""
-    mamba_init: Literal["init02", "library"] = "init02"
-    """Where the Mamba blocks start: as in the authors' code, with linear weights N(0, 0.02²) and every step size about
-    0.69, or with Mamba's own values and step sizes of 0.001 to 0.1."""
 
 
 class SIGMA(SequenceModel):
@@ -90,10 +86,7 @@ class SIGMA(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        init_weights_(self)
-        if config.mamba_init == "library":
-            for layer in self.layers:
-                layer.mixture.mamba.reset_parameters()
+        init_mamba_model_(self, config)
 
     @property
     def causal(self) -> bool:
