@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec.command_line import load
-from raysrec.config import FIRST_SESSION, SyntheticConfig
+from raysrec.config import FIRST_SESSION, RETURN, SyntheticConfig
 from raysrec.data.synthetic import best_ndcg, blocks, settings_json, synthesize, synthesize_block
 from raysrec.data.synthetic.best import last_step
 from raysrec.data.synthetic.walk import REPEAT_LAG, USERS_PER_BLOCK, _lengths, make_walk, season_of
@@ -95,13 +95,13 @@ def test_the_best_score_is_reached_by_who_knows_the_chain():
     assert best_ndcg(SyntheticConfig(), k=1) < best_ndcg(SyntheticConfig(), k=10) < best_ndcg(SyntheticConfig(), k=500)
 
 
-RETURNING = SyntheticConfig(num_users=400, num_items=300, mean_length=100, returns=0.5, returns_after=60, seed=5)
-FIRST_KEEPSAKE = 150
+RETURNING = SyntheticConfig(num_users=400, num_items=300, mean_length=300, returns_after=60, seed=5)
+SIGN, GROUPS = 150, 28
 
 
-def returns_of(items):
-    """Places from the first session's end on at which a keepsake stands."""
-    return [place for place, item in enumerate(items) if place >= FIRST_SESSION and item >= FIRST_KEEPSAKE]
+def group(item):
+    """Group of a keepsake."""
+    return (item - SIGN - 1) % GROUPS
 
 
 def test_the_same_bytes_as_ever():
@@ -178,40 +178,50 @@ def test_drift_moves_popularity_with_the_months():
     assert in_season.mean() > by_chance.mean() + 0.15
 
 
-def test_a_user_begins_with_keepsakes_and_each_returns_once_at_most():
+def test_a_user_begins_with_keepsakes_of_two_groups_and_returns_to_them():
+    chosen = set()
     for items in histories(RETURNING):
-        first = items[:FIRST_SESSION]
-        assert min(first) >= FIRST_KEEPSAKE
-        assert len(set(first)) == FIRST_SESSION
-        returned = [items[place] for place in returns_of(items)]
-        assert len(set(returned)) == len(returned)
-        assert set(returned) <= set(first)
-        assert min(returns_of(items), default=60) >= 60
+        first, second = groups = sorted({group(item) for item in items[:FIRST_SESSION]})
+        assert first < GROUPS // 2 <= second
+        assert min(items[:FIRST_SESSION]) > SIGN
+        starts = [place for place, item in enumerate(items) if item == SIGN]
+        assert starts[-1] + RETURN == len(items)
+        for start in starts:
+            assert [group(item) for item in items[start + 1 : start + RETURN]] == groups
+        # Nothing else is a keepsake, or the sign.
+        assert sum(item >= SIGN for item in items) == FIRST_SESSION + RETURN * len(starts)
+        chosen |= set(groups)
+    assert len(chosen) == GROUPS
 
 
-def test_the_share_of_returns_is_as_asked_until_there_are_none_left():
-    found = histories(RETURNING)
-    # Within fifteen steps nobody has run out of twenty keepsakes.
-    shares = [np.mean(np.array(items[60:75]) >= FIRST_KEEPSAKE) for items in found if len(items) >= 75]
-    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
-    assert np.mean([len(items) for items in found]) == pytest.approx(100, rel=0.05)
-    assert min(len(items) for items in found) > 60
-    assert all(len(returns_of(items)) == FIRST_SESSION for items in found if len(items) > 160)
+def test_returns_are_as_far_apart_as_asked_and_there_are_two_at_least():
+    gaps, before_first = [], []
+    for items in histories(RETURNING):
+        starts = [place for place, item in enumerate(items) if item == SIGN]
+        gaps += [later - earlier - RETURN for earlier, later in itertools.pairwise(starts)]
+        before_first.append(starts[0] - FIRST_SESSION)
+        assert len(starts) >= 2
+    assert (min(gaps), max(gaps)) == (60, 90)
+    assert min(before_first) >= 60
+    assert max(before_first) <= 60 + 90 + RETURN
+    assert np.mean([len(items) for items in histories(RETURNING)]) == pytest.approx(300, rel=0.05)
 
 
-def test_the_order_of_returns_says_nothing_about_the_next():
-    places = [np.array([items.index(items[p]) for p in returns_of(items)]) for items in histories(RETURNING)]
-    assert (
-        abs(np.corrcoef(np.concatenate([p[:-1] for p in places]), np.concatenate([p[1:] for p in places]))[0, 1]) < 0.1
-    )
+def test_which_keepsake_a_return_brings_says_nothing_about_the_next():
+    pairs = [
+        [items[place + 1] for place, item in enumerate(items) if item == SIGN][-2:] for items in histories(RETURNING)
+    ]
+    # One of five or six, whichever it was before.
+    assert np.mean([earlier == later for earlier, later in pairs]) == pytest.approx(1 / 5.3, abs=0.06)
 
 
 def test_a_short_memory_scores_below_a_long_one():
-    scores = {window: best_ndcg(RETURNING, window=window) for window in (8, 20, 60, None)}
-    assert scores[8] == pytest.approx(scores[20], abs=0.005)  # all that a little more shows is what has returned
-    assert scores[20] < scores[60] < scores[None]
-    assert scores[None] > scores[20] + 0.06
-    assert best_ndcg(RETURNING, window=10_000) == scores[None]
+    scores = {window: best_ndcg(RETURNING, window=window) for window in (8, 60, 64, 92, 200, None)}
+    gains = 1 / np.log2(np.arange(2, 12))
+    assert scores[8] == scores[60] == pytest.approx(gains.sum() / 70)  # fourteen groups of five
+    assert scores[60] < scores[64] < scores[92]
+    assert scores[92] > 0.95 * scores[200]
+    assert scores[200] == scores[None] == pytest.approx(gains[:5].mean())
     with pytest.raises(ValueError, match="shorter than the 8 steps"):
         best_ndcg(RETURNING, window=7)
 
@@ -219,41 +229,59 @@ def test_a_short_memory_scores_below_a_long_one():
 def test_the_lifelong_config_needs_a_memory_longer_than_200():
     config = load([Path(__file__).parent.parent / "configs" / "lifelong.yaml"], [])
     assert config.model.max_length == 2_000
-    assert best_ndcg(config.data.synthetic) == pytest.approx(0.443, abs=5e-4)
-    assert best_ndcg(config.data.synthetic, window=200) == pytest.approx(0.339, abs=5e-4)
+    assert best_ndcg(config.data.synthetic) == pytest.approx(0.590, abs=5e-4)
+    assert best_ndcg(config.data.synthetic, window=200) == pytest.approx(0.065, abs=5e-4)
 
 
-@pytest.mark.parametrize(
-    ("settings", "window"),
-    [
-        ({}, 30),
-        ({}, 70),
-        ({}, None),
-        ({"returns": 0, "num_items": 45, "mean_length": 12, "order": 3}, None),
-        ({"returns": 0, "num_items": 45, "mean_length": 12, "drift": 0.6}, None),
-    ],
-)
-def test_the_probabilities_of_the_last_item_are_those_that_are_drawn(settings, window, monkeypatch):
+@pytest.fixture
+def one_large_block(monkeypatch):
     monkeypatch.setattr("raysrec.data.synthetic.walk.USERS_PER_BLOCK", 20_000)
-    config = RETURNING.model_copy(update={"num_users": 20_000, "num_items": 90} | settings)
+
+
+def last_items_and_their_probabilities(config, window):
+    """Where the last items stand [users, items], and the probabilities of all."""
     walk = make_walk(config, 0, make_world(config))
-    (probabilities,) = last_step(walk, config, window or 10_000, users_at_once=20_000)
+    (probabilities,) = last_step(walk, config, window, users_at_once=20_000)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    last = walk.items[np.arange(20_000), walk.lengths - 1]
     hit = np.zeros_like(probabilities)
-    hit[np.arange(20_000), last] = 1
+    hit[np.arange(20_000), walk.items[np.arange(20_000), walk.lengths - 1]] = 1
+    return hit, probabilities
+
+
+@pytest.mark.parametrize("settings", [{"order": 3}, {"drift": 0.6}])
+@pytest.mark.usefixtures("one_large_block")
+def test_the_probabilities_of_the_last_item_are_those_that_are_drawn(settings):
+    config = SyntheticConfig(num_users=20_000, num_items=45, mean_length=12, seed=5, **settings)
+    hit, probabilities = last_items_and_their_probabilities(config, window=10_000)
     # Among items that were given about the same probability, as large a share was drawn.
     for low, high in [(1e-6, 0.01), (0.01, 0.03), (0.03, 0.1), (0.1, 0.25), (0.25, 1)]:
         alike = (probabilities > low) & (probabilities <= high)
         assert hit[alike].mean() == pytest.approx(probabilities[alike].mean(), rel=0.12)
 
 
+@pytest.mark.parametrize(("window", "remember"), [(30, 0), (75, 0.4), (10_000, 1)])
+@pytest.mark.usefixtures("one_large_block")
+def test_the_keepsake_that_returns_is_one_of_the_group_for_who_remembers_it(window, remember):
+    config = RETURNING.model_copy(update={"num_users": 20_000, "num_items": 90})  # eight groups of five or six
+    hit, probabilities = last_items_and_their_probabilities(config, window)
+    candidates = (probabilities > 0).sum(axis=1)
+    assert np.mean(candidates < 10) == pytest.approx(remember, abs=0.05)
+    for number in np.unique(candidates):
+        users = candidates == number
+        item = hit[users] * probabilities[users]
+        assert (item.sum(axis=1) == 1 / number).all()  # what comes was never ruled out
+        best = probabilities[users].argmax(axis=1)
+        assert hit[users, best].mean() == pytest.approx(1 / number, rel=0.12)
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"mean_length": 60}, "leaves no room for returns"),
-        ({"num_items": 39}, "make it at least 40"),
-        ({"returns_after": 19}, "greater than or equal to 20"),
+        ({"mean_length": 205}, "leaves no room for two returns .* make it at least 206"),
+        ({"mean_length": None}, "mean_length=40 leaves no room"),
+        ({"num_items": 41}, "make it at least 42"),
+        ({"shape": "netflix"}, "needs histories longer than those of data.synthetic.shape=netflix"),
+        ({"returns_after": -1}, "greater than or equal to 0"),
     ],
 )
 def test_returns_that_cannot_be_are_refused(settings, complaint):

@@ -9,10 +9,12 @@ from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, Train
 from raysrec.config.run import RunConfig
 from raysrec.config.running import CheckpointConfig, EvaluateConfig, ScaleConfig, StorageConfig
 from raysrec.config.split import SplitConfig
-from raysrec.config.synthetic import FIRST_SESSION, SyntheticConfig
+from raysrec.config.synthetic import FIRST_SESSION, GROUP, RETURN, SyntheticConfig
 
 __all__ = [
     "FIRST_SESSION",
+    "GROUP",
+    "RETURN",
     "CheckpointConfig",
     "ClozeConfig",
     "Columns",

@@ -7,7 +7,16 @@ from pydantic import Field, model_validator
 from raysrec.schema import Count, CountOrZero, NonNegative, Positive, Probability, Section
 
 FIRST_SESSION = 20
-"""Interactions with which a user of the embedded source begins, if they return later."""
+"""Interactions in which a user of the embedded source shows what the returns bring back."""
+
+RETURN = 3
+"""Interactions of one return."""
+
+GROUP = 5
+"""Items among which a return chooses, or up to twice as many where there are few items."""
+
+LEAST_ITEMS_WITH_RETURNS = 2 * (1 + 4 * GROUP)
+"""Half of them are a sign and four groups."""
 
 
 class SyntheticConfig(Section):
@@ -30,29 +39,38 @@ class SyntheticConfig(Section):
     """Of how many items the chain has to know the last to foresee the next one."""
     drift: Probability = 0.0
     """Share of the free draws that go to items in season, of which each has one month a year."""
-    returns: Probability = 0.0
-    """Share of steps, after the first `returns_after`, that bring back one of a user's first 20 items, each once: what
-    only a model can foresee whose `max_length` reaches back to them; 0 brings none back."""
-    returns_after: Annotated[int, Field(ge=FIRST_SESSION)] = 1_000
-    """Interactions before the first return; all users have more than these (with `returns` only)."""
+    returns_after: CountOrZero = 0
+    """Interactions, or up to half as many more, after which users return to what they began with, again and again:
+    what only a model can foresee that remembers so many; 0 for users who never do."""
 
     @model_validator(mode="after")
     def _returns_have_room(self) -> "SyntheticConfig":
-        if not self.returns:
+        if not self.returns_after:
             return self
         if self.shape != "custom":
             raise ValueError(
-                f"data.synthetic.returns={self.returns:g} needs histories longer than those of "
+                f"data.synthetic.returns_after={self.returns_after} needs histories longer than those of "
                 f"data.synthetic.shape={self.shape}; drop one of them"
             )
-        if self.mean_length is None or self.mean_length <= self.returns_after:
+        if (self.mean_length or 0) < self.least_with_returns:
             raise ValueError(
-                f"data.synthetic.mean_length={self.mean_length or 40:g} leaves no room for returns after "
-                f"data.synthetic.returns_after={self.returns_after} interactions; raise the first or lower the second"
+                f"data.synthetic.mean_length={self.mean_length or 40:g} leaves no room for two returns after "
+                f"data.synthetic.returns_after={self.returns_after} interactions each; make it at least "
+                f"{self.least_with_returns}, or lower the second"
             )
-        if self.num_items is not None and self.num_items < 2 * FIRST_SESSION:
+        if self.num_items is not None and self.num_items < LEAST_ITEMS_WITH_RETURNS:
             raise ValueError(
-                f"data.synthetic.num_items={self.num_items}, but half of the items are those that can return, and a "
-                f"user begins with {FIRST_SESSION} of them; make it at least {2 * FIRST_SESSION}"
+                f"data.synthetic.num_items={self.num_items}, but half of the items are those that return, in four "
+                f"groups at least; make it at least {LEAST_ITEMS_WITH_RETURNS}"
             )
         return self
+
+    @property
+    def least_with_returns(self) -> int:
+        """Interactions that every user has at least, so that one return is learned from before the last one."""
+        return FIRST_SESSION + 2 * (self.longest_gap + RETURN)
+
+    @property
+    def longest_gap(self) -> int:
+        """Interactions between two returns at most."""
+        return self.returns_after + self.returns_after // 2

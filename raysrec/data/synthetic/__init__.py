@@ -12,11 +12,14 @@ Each user walks over the items. The next item is, by a draw of its own at each s
 Successors are about as popular as the item they follow, so popularity stays what the tastes make it. Users begin with
 a few items dealt out in turn, so that every item is met often enough to pass a filter.
 
-With `returns` there is something for a long memory to learn. Half of the items are then keepsakes, which the walk
-never meets. Each user begins with twenty of them, all different and each as likely as any other, and after
-`returns_after` interactions a share `returns` of the steps brings one back that has not come back yet. Which ones are
-still to come stands nowhere but in the first twenty interactions: who sees the end of a history alone can rule out the
-keepsakes that have come back, and must guess among all others.
+With `returns_after` there is something for a long memory to learn. Half of the items are then keepsakes, which the
+walk never meets, in groups of about five; a user has two groups, one of the first half of the groups and one of the
+second, and begins with twenty draws from both. After `returns_after` interactions, or up to half as many more, comes a
+return: a sign, which is one item that stands nowhere else, then a keepsake of the user's first group, then one of the
+second; and so on, the last return ending the history, so that leaving one out asks for the second group's keepsake, and
+validation for the first's. Which groups a user has stands in the session and in earlier returns only: who sees fewer
+than `returns_after` interactions must guess among half of the keepsakes. (Before the first return there may be more
+than between two, as the last has its place at the end.)
 
 This is no model of people: it serves the first run on a new machine, tests that learning happens, and runs at the size
 of real data. `best_ndcg` says what can be reached at most. Users are made in blocks, each from its own seed, so blocks

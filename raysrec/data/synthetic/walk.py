@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysrec.config import FIRST_SESSION, SyntheticConfig
+from raysrec.config import FIRST_SESSION, RETURN, SyntheticConfig
 from raysrec.data.synthetic.world import (
     SEASON_S,
     SEASONS,
@@ -21,6 +21,10 @@ FOLLOW, REPEAT = 0.6, 0.1
 """Shares of the steps that take a successor, and that repeat; the rest follow the taste or the season."""
 
 REPEAT_LAG = 8
+
+NO_RETURN, SIGN, FIRST, SECOND, EITHER = range(5)
+"""Steps of the walk; the three of a return, which are the sign and a keepsake of each group; and the first session's,
+which are of either group."""
 
 USERS_PER_BLOCK = 4_096
 
@@ -42,8 +46,10 @@ class Walk:
     """[users, longest] Unix seconds."""
     tastes: NDArray[np.int64]
     """Taste of each user."""
-    first: NDArray[np.int64]
-    """[users, FIRST_SESSION] the keepsakes with which each user begins; [users, 0] if none ever return."""
+    groups: NDArray[np.int64]
+    """[users, 2] each user's two groups of keepsakes; [users, 0] if nothing returns."""
+    returns: NDArray[np.int8]
+    """[users, longest] what a step has to do with keepsakes, as in `NO_RETURN` to `SECOND`; [users, 0] if nothing."""
 
 
 def blocks(config: SyntheticConfig) -> int:
@@ -93,10 +99,11 @@ def make_walk(config: SyntheticConfig, block: int, world: World) -> Walk:
     users = range(block * USERS_PER_BLOCK, min((block + 1) * USERS_PER_BLOCK, size.num_users))
     lengths = _lengths(rng, users, size)
     shape = (len(users), int(lengths.max()))
-    first = np.empty((len(users), 0), dtype=np.int64)
-    if config.returns:
-        keepsakes = np.arange(world.first_keepsake, len(world.taste))
-        first = rng.permuted(np.broadcast_to(keepsakes, (len(users), len(keepsakes))), axis=1)[:, :FIRST_SESSION]
+    groups, returns = np.empty((len(users), 0), dtype=np.int64), np.empty((len(users), 0), dtype=np.int8)
+    if config.returns_after:
+        half = world.num_groups // 2
+        groups = np.array([0, half]) + rng.integers(half, size=(len(users), 2))
+        returns = _returns(rng, config, lengths)
     walk = Walk(
         world=world,
         first_user=users.start,
@@ -104,7 +111,8 @@ def make_walk(config: SyntheticConfig, block: int, world: World) -> Walk:
         lengths=lengths,
         times=_times(rng, shape),
         tastes=rng.integers(world.num_tastes, size=len(users)),
-        first=first,
+        groups=groups,
+        returns=returns,
     )
     _take_steps(rng, walk, config)
     return walk
@@ -147,9 +155,8 @@ def _times(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.int64
 
 def _take_steps(rng: np.random.Generator, walk: Walk, config: SyntheticConfig) -> None:
     """Fill in the items, one step of all users at a time."""
-    world, dealt, session = walk.world, sizes(config).dealt, walk.first.shape[1]
-    to_return = rng.permuted(walk.first, axis=1)
-    returned = np.zeros(len(walk.lengths), dtype=np.int64)
+    world, dealt = walk.world, sizes(config).dealt
+    by_group = _Stretches(world.group, world.group_weight)
     by_taste, by_season = _Stretches(world.taste, world.weight), _Stretches(world.season, world.seasonal_weight)
     for step in range(walk.items.shape[1]):
         users = np.flatnonzero(walk.lengths > step)
@@ -164,17 +171,29 @@ def _take_steps(rng: np.random.Generator, walk: Walk, config: SyntheticConfig) -
             chosen = np.where(draws < FOLLOW, world.successors[walk.items[users, step - 1], nth], chosen)
         if step >= REPEAT_LAG:
             repeated = walk.items[users, step - REPEAT_LAG]
-            # A keepsake comes back once only, and not because it has just been there.
-            chosen = np.where((draws >= 1 - REPEAT) & (repeated < world.first_keepsake), repeated, chosen)
-        if step < session:
-            chosen = walk.first[users, step]
-        elif step < session + dealt:
-            chosen = world.dealt[((walk.first_user + users) * dealt + step - session) % world.first_keepsake]
-        elif config.returns and step >= config.returns_after:
-            back = (rng.random(len(users)) < config.returns) & (returned[users] < FIRST_SESSION)
-            chosen[back] = to_return[users[back], returned[users[back]]]
-            returned[users[back]] += 1
+            # What returns does so in its time, and not because it has just been there.
+            chosen = np.where((draws >= 1 - REPEAT) & (repeated < world.sign), repeated, chosen)
+        if step < dealt:
+            chosen = world.dealt[((walk.first_user + users) * dealt + step) % world.sign]
+        if config.returns_after:
+            part = walk.returns[users, step]
+            chosen[part == SIGN] = world.sign
+            of_group = np.where(part == EITHER, draws < 0.5, part == SECOND).astype(np.int64)
+            keepsakes = by_group.pick(walk.groups[users, of_group], picks)
+            chosen = np.where(part >= FIRST, keepsakes, chosen)
         walk.items[users, step] = chosen
+
+
+def _returns(rng: np.random.Generator, config: SyntheticConfig, lengths: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Where the returns stand: one ends each history, and others stand before it as long as there is room."""
+    returns = np.full((len(lengths), int(lengths.max())), NO_RETURN, dtype=np.int8)
+    returns[:, :FIRST_SESSION] = EITHER
+    start = lengths - RETURN
+    while len(users := np.flatnonzero(start >= FIRST_SESSION + config.returns_after)):
+        for nth, part in enumerate((SIGN, FIRST, SECOND)):
+            returns[users, start[users] + nth] = part
+        start -= RETURN + rng.integers(config.returns_after, config.longest_gap, size=len(start), endpoint=True)
+    return returns
 
 
 class _Stretches:

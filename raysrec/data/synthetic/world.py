@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysrec.config import SyntheticConfig
+from raysrec.config import GROUP, SyntheticConfig
 
 SUCCESSORS = np.array([0.5, 0.25, 0.15, 0.1])
 """How likely each of an item's successors is, the likeliest first."""
@@ -19,7 +19,7 @@ BAND = 32
 SEASONS, SEASON_S = 12, 30 * 86_400
 """With drift: each item is in season for one of so many stretches of time, which come round again."""
 
-VERSION = 2
+VERSION = 3
 """Changes when the same settings make other interactions."""
 
 
@@ -64,8 +64,8 @@ def sizes(config: SyntheticConfig) -> Sizes:
         mean = config.mean_length or 40.0
         least, least_per_item = max(1, int(min(5.0, mean))), 5
         most = math.ceil(10 * mean) + least
-    if config.returns:
-        least, least_per_item = config.returns_after + 1, 0
+    if config.returns_after:
+        least, least_per_item = config.least_with_returns, 0
         most += least
     total = min(max(round(mean * num_users), least * num_users), most * num_users)
     return Sizes(num_users, num_items, total, least, most, least_per_item)
@@ -78,25 +78,37 @@ def settings_json(config: SyntheticConfig) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """The items: 0..N-1, of which those from `first_keepsake` on are keepsakes."""
+    """The items 0..N-1: those of the walk, then the sign and the keepsakes if something returns."""
 
     successors: NDArray[np.int64]
     """[items, 4] what follows each item."""
     taste: NDArray[np.int64]
-    """Taste that each item belongs to; -1 for keepsakes."""
+    """Taste that each item of the walk belongs to; -1 for others."""
     weight: NDArray[np.float64]
-    """Probability of each item within its taste; 0 for keepsakes."""
+    """Probability of each item within its taste; 0 for what is not of the walk."""
     season: NDArray[np.int64]
-    """Season of each item; -1 for keepsakes."""
+    """Season of each item of the walk; -1 for others."""
     dealt: NDArray[np.int64]
     """The walk's items in the order in which they are dealt out to beginners."""
-    first_keepsake: int
-    """N if there are none."""
+    sign: int
+    """The item that says that keepsakes follow; N if nothing returns."""
+    group: NDArray[np.int64]
+    """[items] group of each keepsake; -1 for all others."""
 
     @property
     def num_tastes(self) -> int:
         """Tastes there are."""
         return int(self.taste.max()) + 1
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of keepsakes there are, an even number: a user has one of the first half and one of the second."""
+        return int(self.group.max()) + 1
+
+    @property
+    def group_weight(self) -> NDArray[np.float64]:
+        """Probability of each keepsake in its group."""
+        return np.where(self.group >= 0, 1 / np.bincount(self.group + 1)[self.group + 1], 0.0)
 
     @property
     def seasonal_weight(self) -> NDArray[np.float64]:
@@ -110,7 +122,7 @@ def make_world(config: SyntheticConfig) -> World:
     """The same for every block of users."""
     rng = np.random.default_rng([config.seed, 0])
     num_items = sizes(config).num_items
-    walked = num_items - (num_items // 2 if config.returns else 0)
+    walked = num_items - (num_items // 2 if config.returns_after else 0)
     num_tastes = max(1, walked // ITEMS_PER_TASTE)
     rank = rng.permutation(walked)
     taste = rank % num_tastes
@@ -122,16 +134,26 @@ def make_world(config: SyntheticConfig) -> World:
     for nth in range(len(SUCCESSORS)):
         # A permutation within each band: what is popular is as often followed as it follows.
         successors[by_rank, nth] = by_rank[np.argsort(bands + rng.random(walked))]
-    keepsakes = num_items - walked
-    if keepsakes:
-        successors[walked:] = rng.integers(walked, size=(keepsakes, len(SUCCESSORS)))
+    others = num_items - walked
+    if others:
+        successors[walked:] = rng.integers(walked, size=(others, len(SUCCESSORS)))
     season = np.empty(walked, dtype=np.int64)
     season[rng.permutation(walked)] = np.arange(walked) % SEASONS
     return World(
         successors=successors,
-        taste=np.pad(taste, (0, keepsakes), constant_values=-1),
-        weight=np.pad(weight, (0, keepsakes)),
-        season=np.pad(season, (0, keepsakes), constant_values=-1),
+        taste=np.pad(taste, (0, others), constant_values=-1),
+        weight=np.pad(weight, (0, others)),
+        season=np.pad(season, (0, others), constant_values=-1),
         dealt=rng.permutation(walked),
-        first_keepsake=walked,
+        sign=walked,
+        group=_groups(walked, num_items),
     )
+
+
+def _groups(sign: int, num_items: int) -> NDArray[np.int64]:
+    """The keepsakes, which follow the sign, dealt out to an even number of groups of `GROUP` or a few more."""
+    keepsakes = np.arange(num_items - sign - 1)
+    groups = np.full(num_items, -1)
+    if len(keepsakes):
+        groups[sign + 1 :] = keepsakes % (len(keepsakes) // GROUP // 2 * 2)
+    return groups
