@@ -13,10 +13,10 @@ RETURN = 3
 """Interactions of one return."""
 
 GROUP = 5
-"""Items among which a return chooses, or up to twice as many where there are few items."""
+"""Items among which a return chooses."""
 
 LEAST_ITEMS_WITH_RETURNS = 2 * (1 + 4 * GROUP)
-"""Half of them are a sign and four groups."""
+"""Up to half of them are the sign and the groups, of which there are four at least."""
 
 
 class SyntheticConfig(Section):
@@ -60,8 +60,8 @@ class SyntheticConfig(Section):
             )
         if self.num_items is not None and self.num_items < LEAST_ITEMS_WITH_RETURNS:
             raise ValueError(
-                f"data.synthetic.num_items={self.num_items}, but half of the items are those that return, in four "
-                f"groups at least; make it at least {LEAST_ITEMS_WITH_RETURNS}"
+                f"data.synthetic.num_items={self.num_items}, but up to half of the items are those that return, in "
+                f"four groups at least; make it at least {LEAST_ITEMS_WITH_RETURNS}"
             )
         return self
 

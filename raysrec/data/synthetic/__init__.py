@@ -10,10 +10,10 @@ Each user walks over the items. The next item is, by a draw of its own at each s
   instead, whatever the taste; each item has one month a year.
 
 Successors are about as popular as the item they follow, so popularity stays what the tastes make it. Users begin with
-a few items dealt out in turn, so that every item is met often enough to pass a filter.
+a few items dealt out in turn, so that every item is met often enough to pass a filter (but for `returns_after`).
 
-With `returns_after` there is something for a long memory to learn. Half of the items are then keepsakes, which the
-walk never meets, in groups of about five; a user has two groups, one of the first half of the groups and one of the
+With `returns_after` there is something for a long memory to learn. Nearly half of the items are then keepsakes, which
+the walk never meets, in groups of five; a user has two groups, one of the first half of the groups and one of the
 second, and begins with twenty draws from both. After `returns_after` interactions, or up to half as many more, comes a
 return: a sign, which is one item that stands nowhere else, then a keepsake of the user's first group, then one of the
 second; and so on, the last return ending the history, so that leaving one out asks for the second group's keepsake, and

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysrec.config import FIRST_SESSION, RETURN, SyntheticConfig
+from raysrec.config import FIRST_SESSION, GROUP, RETURN, SyntheticConfig
 from raysrec.data.synthetic.world import (
     SEASON_S,
     SEASONS,
@@ -49,7 +49,7 @@ class Walk:
     groups: NDArray[np.int64]
     """[users, 2] each user's two groups of keepsakes; [users, 0] if nothing returns."""
     returns: NDArray[np.int8]
-    """[users, longest] what a step has to do with keepsakes, as in `NO_RETURN` to `SECOND`; [users, 0] if nothing."""
+    """[users, longest] what a step has to do with keepsakes, as in `NO_RETURN` to `EITHER`; [users, 0] if nothing."""
 
 
 def blocks(config: SyntheticConfig) -> int:
@@ -156,7 +156,7 @@ def _times(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.int64
 def _take_steps(rng: np.random.Generator, walk: Walk, config: SyntheticConfig) -> None:
     """Fill in the items, one step of all users at a time."""
     world, dealt = walk.world, sizes(config).dealt
-    by_group = _Stretches(world.group, world.group_weight)
+    by_group = _Stretches(world.group, np.full(len(world.group), 1 / GROUP))
     by_taste, by_season = _Stretches(world.taste, world.weight), _Stretches(world.season, world.seasonal_weight)
     for step in range(walk.items.shape[1]):
         users = np.flatnonzero(walk.lengths > step)

@@ -106,11 +106,6 @@ class World:
         return int(self.group.max()) + 1
 
     @property
-    def group_weight(self) -> NDArray[np.float64]:
-        """Probability of each keepsake in its group."""
-        return np.where(self.group >= 0, 1 / np.bincount(self.group + 1)[self.group + 1], 0.0)
-
-    @property
     def seasonal_weight(self) -> NDArray[np.float64]:
         """Probability of each item in its season."""
         in_walk = self.season >= 0
@@ -122,7 +117,8 @@ def make_world(config: SyntheticConfig) -> World:
     """The same for every block of users."""
     rng = np.random.default_rng([config.seed, 0])
     num_items = sizes(config).num_items
-    walked = num_items - (num_items // 2 if config.returns_after else 0)
+    groups = (num_items // 2 - 1) // GROUP // 2 * 2 if config.returns_after else 0
+    walked = num_items - (1 + groups * GROUP if groups else 0)
     num_tastes = max(1, walked // ITEMS_PER_TASTE)
     rank = rng.permutation(walked)
     taste = rank % num_tastes
@@ -146,14 +142,5 @@ def make_world(config: SyntheticConfig) -> World:
         season=np.pad(season, (0, others), constant_values=-1),
         dealt=rng.permutation(walked),
         sign=walked,
-        group=_groups(walked, num_items),
+        group=np.concatenate([np.full(num_items - groups * GROUP, -1), np.repeat(np.arange(groups), GROUP)]),
     )
-
-
-def _groups(sign: int, num_items: int) -> NDArray[np.int64]:
-    """The keepsakes, which follow the sign, dealt out to an even number of groups of `GROUP` or a few more."""
-    keepsakes = np.arange(num_items - sign - 1)
-    groups = np.full(num_items, -1)
-    if len(keepsakes):
-        groups[sign + 1 :] = keepsakes % (len(keepsakes) // GROUP // 2 * 2)
-    return groups
