@@ -64,8 +64,7 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, positions_per_targe
     num_items, dim = model.item_vectors()[1:].shape
     name, reason = config.name, "as configured"
     if name == "auto":
-        tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-        encoder = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+        encoder = _encoder_size(model)
         encoded = positions_per_target if model.reads_items else 1.0
         ratio = num_items * dim / (encoded * max(encoder, SMALLEST_ENCODER))
         limit = EXACT_COSTS_AT_MOST.get(device, EXACT_COSTS_AT_MOST["cuda"])
@@ -78,6 +77,12 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, positions_per_targe
         raise ValueError(f"loss.negatives={config.negatives} exceeds the {num_items} items there are; lower it")
     negatives = config.negatives or min(USUAL_NEGATIVES[name], num_items)
     return ChosenLoss(config.model_copy(update={"name": name, "negatives": negatives}), reason)
+
+
+def _encoder_size(model: SequenceModel) -> int:
+    """How many weights a position meets: neither those that are looked up nor those that scores begin with."""
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables and p is not model.item_bias())
 
 
 class Objective(nn.Module):
@@ -109,8 +114,10 @@ class Objective(nn.Module):
         learned = self._learned(batch)
         loss = self._loss(learned, batch)
         penalty = self.model.penalty()
+        if penalty is None:
+            return loss
         # The engine divides by the number of targets over all micro-batches: a mean of penalties remains.
-        return loss if penalty is None else loss + len(learned.targets) * penalty
+        return loss + (penalty[learned.rows].sum() if penalty.ndim else len(learned.targets) * penalty)
 
     def _learned(self, batch: Batch) -> "_Learned":
         if not self.reads_last:

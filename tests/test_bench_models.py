@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysrec.history import HIDDEN
 from raysrec.models import MODELS
 
 TOOL = Path(__file__).parent.parent / "tools" / "bench_models.py"
@@ -34,7 +35,9 @@ def test_every_model_can_be_measured(bench, name):
     found = bench.measure(name, 8, GIVEN)
     model, _ = bench._made(bench.config_of(name, 8), 8, GIVEN)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
-    assert found["supervision"] == ("every_position" if model.causal else "last_position")
+    assert found["supervision"] == (
+        "every_position" if model.causal else "cloze" if model.fills_gaps else "last_position"
+    )
     assert found["inference_s"] > 0
     assert ("epoch_s" in found) == (found["parameters"] > 0)
     assert found["flops"] + found["other_values"] > 0 or not model.reads_items
@@ -53,6 +56,14 @@ def test_an_epoch_has_as_many_targets_however_they_are_learned(bench, monkeypatc
     assert bench.measure(causal, 8, GIVEN)["epoch_s"] == pytest.approx(1_000 / (3 * 8))
     prefixes = Namespace(**{**vars(GIVEN), "supervision": "last_position"})
     assert bench.measure(causal, 8, prefixes)["epoch_s"] == pytest.approx(1_000 / 3)
+
+
+def test_what_fills_gaps_learns_from_the_fifth_that_is_hidden(bench):
+    model, history = bench._made(bench.config_of("bert4rec", 500), 500, GIVEN)
+    batch = bench._batch(history, bench._supervision(model, GIVEN))
+    hidden = batch.history.items == HIDDEN
+    assert torch.equal(batch.targets, history.items * hidden)
+    assert hidden.float().mean() == pytest.approx(0.2, abs=0.03)
 
 
 def test_flops_see_products_and_the_other_count_sees_the_rest(bench):

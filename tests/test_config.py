@@ -226,7 +226,6 @@ def test_on_movielens_every_model_has_its_papers_dropout_and_a_data_set_may_ask_
     dropouts |= {"recgrela": 0.1, "caser": 0.4, "gru4rec": 0.3, "narm": 0.25}
     assert {name: shipped("ml-1m", f"models/{name}").model.dropout for name in dropouts} == dropouts
     assert {name: MODELS[name].Config(name=name).dropout for name in dropouts} == dropouts
-    assert dropouts.keys() == set(MODELS) - {"bprmf", "popularity"}
     assert shipped("amazon-beauty", "models/mamba4rec").model.dropout == 0.4
 
 

@@ -37,6 +37,18 @@ def test_every_model_and_data_set_of_the_default_board_has_a_config():
             assert (config.data.name, config.model.name) == (data, model)
 
 
+@pytest.mark.parametrize("recipe", sorted((leaderboard.CONFIGS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_of_some_run_and_changes_it(recipe):
+    data = max(
+        (path.stem for path in leaderboard.CONFIGS.glob("*.yaml") if recipe.stem.startswith(f"{path.stem}-")), key=len
+    )
+    used = [job for model in MODELS if recipe in (job := leaderboard.Job(data, model, 0, parse())).files()]
+    assert used
+    for job in used:
+        before = job.files()[: job.files().index(recipe)]
+        assert leaderboard.load(before) != leaderboard.load([*before, recipe])
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,15 @@ def test_a_penalty_is_added_to_the_mean_loss(model, batch, monkeypatch):
     torch.testing.assert_close(objective(batch) / batch.num_targets(), without + 0.25)
 
 
+def test_a_penalty_of_each_history_counts_as_often_as_it_has_targets(model, batch, monkeypatch):
+    objective = Objective(model, LossConfig(name="softmax"))
+    without, targets = objective(batch), (batch.targets > 0).sum(dim=1)
+    assert len(set(targets.tolist())) > 1
+    penalties = torch.arange(1.0, 1 + len(targets))
+    monkeypatch.setattr(SequenceModel, "penalty", lambda self: penalties)
+    torch.testing.assert_close(objective(batch), without + (targets * penalties).sum())
+
+
 def test_popular_negatives_need_to_know_what_is_popular(model):
     with pytest.raises(ValueError, match=r"loss\.sampling=popularity needs to know"):
         Objective(model, LossConfig(name="bce", sampling="popularity"))
@@ -147,6 +157,18 @@ def test_draws_go_with_the_batch_and_not_with_the_worker(model, batch):
 def test_more_negatives_than_items_are_refused(model):
     with pytest.raises(ValueError, match=r"loss\.negatives=31 exceeds the 30 items there are"):
         choose_loss(LossConfig(name="bce", negatives=31), model, positions_per_target=1.0, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["lrurec", "bert4rec"])
+def test_numbers_added_to_scores_are_no_encoder(name):
+    few, many = (
+        choose_loss(
+            LossConfig(), build_model(MODELS[name].Config(name=name), n), positions_per_target=1.0, device="cpu"
+        )
+        for n in (10_000, 100_000)
+    )
+    ratios = [float(re.search(r"costs ([\d.]+) times", chosen.reason)[1]) for chosen in (few, many)]
+    assert ratios[1] == pytest.approx(10 * ratios[0], rel=0.03)
 
 
 def test_vectors_of_users_are_no_encoder():

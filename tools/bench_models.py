@@ -11,8 +11,9 @@ Histories are random and full. One row is one process, so that no row leaves mem
 
 - *epoch*: seconds for `--targets` targets (default: as many as an epoch of ML-1M has), from the time of one step of
   encoding, exact softmax over the catalogue, gradients and Adam. A causal model learns at every position of a
-  history; any other learns one target per history, as both papers train all of theirs. Which of the two it was
-  stands in the row, and `--supervision last_position` asks it of every model.
+  history, one that fills gaps from the fifth of the items that is hidden from it; any other learns one target per
+  history, as both papers train all of theirs. Which of these it was stands in the row, and
+  `--supervision last_position` asks one target per history of every model.
 - *training MiB*: the most that a step takes, the model, its gradients and Adam's memory included: growth of a process
   that has already made a step of a tiny model (CPU), or what torch allocated (GPU).
 - *inference ms/user*: reading a history and ranking one target among all items, in batches of the same size.
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,9 +44,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from raysrec.history import History
-from raysrec.losses import softmax_loss
+from raysrec.config import ClozeConfig, LossConfig
+from raysrec.history import HIDDEN, Batch, History
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
+from raysrec.objective import Objective
 from raysrec.ranking import rank_of_target
 
 NUM_USERS = 6_040
@@ -82,7 +85,8 @@ def measure(model: str, length: int, given: argparse.Namespace) -> Measured:
     tiny = argparse.Namespace(**{**vars(given), "items": 50, "batch": 2})
     tiny_model, tiny_history = _made(config_of(model, 8), 8, tiny)
     if _learns(tiny_model):
-        _training(tiny_model, tiny_history, tiny)()
+        supervision = _supervision(tiny_model, tiny)
+        _training(tiny_model, _batch(tiny_history, supervision), supervision, tiny)()
     _ranking(tiny_model, tiny_history, tiny)()
     return _costs(config, length, given)
 
@@ -92,11 +96,11 @@ def _costs(config: ModelConfig, length: int, given: argparse.Namespace) -> Measu
     model, history = _made(config, length, given)
     rows = len(history.items)
     found: Measured = {"parameters": sum(p.numel() for p in model.parameters())}
-    every_position = model.causal and given.supervision == "native"
-    found["supervision"] = "every_position" if every_position else "last_position"
+    found["supervision"] = supervision = _supervision(model, given)
     if _learns(model):
-        seconds = _seconds(_training(model, history, given), given)
-        found["epoch_s"] = seconds * given.targets / (rows * length if every_position else rows)
+        batch = _batch(history, supervision)
+        seconds = _seconds(_training(model, batch, supervision, given), given)
+        found["epoch_s"] = seconds * given.targets / batch.num_targets()
         found["peak_bytes"] = _peak_bytes(given.device) - before
     found["inference_s"] = _seconds(_ranking(model, history, given), given) / rows
     one = History(history.items[:1], history.times[:1], history.lengths[:1], _users(1, given))
@@ -132,20 +136,36 @@ def _learns(model: SequenceModel) -> bool:
     return any(parameter.requires_grad for parameter in model.parameters())
 
 
-def _training(model: SequenceModel, history: History, given: argparse.Namespace) -> Callable[[], None]:
-    """One step: every position has a target if the model is causal, each history one otherwise."""
+def _supervision(model: SequenceModel, given: argparse.Namespace) -> str:
+    """How it learns: the cheapest way per target that it can, if it may."""
+    if given.supervision != "native":
+        return str(given.supervision)
+    return "every_position" if model.causal else "cloze" if model.fills_gaps else "last_position"
+
+
+def _batch(history: History, supervision: str) -> Batch:
+    """The history with a target at every position, at the last one, or wherever an item is hidden."""
+    items = history.items
+    learned = torch.ones_like(items, dtype=torch.bool)
+    if supervision == "last_position":
+        learned[:, :-1] = False
+    elif supervision == "cloze":
+        learned[:, :-1] = torch.rand(items[:, :-1].shape, device=items.device) < ClozeConfig().hidden_share
+        history = replace(history, items=items.masked_fill(learned, HIDDEN))
+    return Batch(history, items * learned)
+
+
+def _training(model: SequenceModel, batch: Batch, supervision: str, given: argparse.Namespace) -> Callable[[], None]:
+    """One step of learning what the batch has as targets."""
     optimizer = torch.optim.Adam(model.parameters())
-    every_position = model.causal and given.supervision == "native"
-    shape = history.items.shape if every_position else history.lengths.shape
-    targets = torch.randint(1, given.items + 1, shape, device=given.device).flatten()
+    objective = Objective(model, LossConfig(name="softmax"), reads_last=supervision == "last_position")
+    num_targets = batch.num_targets()
 
     def step() -> None:
         model.train()
         with _precision(given):
-            states = model.encode(history).flatten(0, 1) if every_position else model.read(history)
-            loss = softmax_loss(states, model.item_vectors(), targets, model.item_bias()) / len(targets)
-            penalty = model.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+            loss = objective(batch) / num_targets
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

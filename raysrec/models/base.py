@@ -71,10 +71,12 @@ class SequenceModel(nn.Module, ABC):
         """Does it take HIDDEN items and give, at their positions, states to guess them from (`cloze`)?"""
         return False
 
-    def penalty(self) -> Float[Tensor, ""] | None:
+    def penalty(self) -> Float[Tensor, ""] | Float[Tensor, " B"] | None:
         """What training adds to the mean loss: a model's own regularisation, or None.
 
-        It may depend on the parameters and on the last `encode` or `read` in training mode.
+        One number if it depends on the parameters alone; one per history if it depends on the last `encode` or `read`
+        in training mode too, where each history counts as often as it has targets: so that it does not matter which
+        histories are encoded together.
         """
         return None
 

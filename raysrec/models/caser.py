@@ -23,6 +23,7 @@ Departures:
     * Histories are padded on the left with zeros, so that the newest item has a row of its own, and filters that
       cover padding only are left out of the maximum. RecBole pads on the right with a vector that is not zero, and
       leaves it in; `padding=right` does the same.
+    * Padding is not among the candidates of the softmax in training, as it is in RecBole's (`loss.padding_class`).
     * The penalty includes the horizontal filters. RecBole means to, but its sum starts as 0 and is multiplied.
     * Users who are not in the data are refused; they have no vector. Those in the data whom nobody learns from, as
       there are under a temporal split, have zeros in place of a random vector: only their last items count.

@@ -14,7 +14,8 @@ of Mamba blocks. Both the filter and the backward blocks see what follows a posi
 prefix per sample (`train.supervision=last_position`) and has no recurrent form.
 
 What is read is the state after the last item, where the backward block of the last pair has taken a single item: its
-decays get no gradient there, and stay as they began.
+decays and all taps of its convolution but the last get no gradient there, and stay as they began. With one layer that
+is the only backward block, so nothing of the history but its last item is read backwards.
 
 The filter has a weight per frequency of a history of exactly `max_length` positions: shorter ones are continued with
 zeros, and longer ones are refused.
@@ -28,6 +29,7 @@ Departures:
     * `masked` sets padding to zero before each filter and flips the real positions of a history only. In the authors'
       code, which `unmasked` repeats, padding takes part in the transform, and the backward blocks scan all of it before
       the first item: the state that is read has seen padding and one item.
+    * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * The authors build an attention block in each layer and never call it (125,184 parameters with two layers); it is
       left out.
     * `mamba_init=library` gives Mamba's own initial values, which the authors' initialisation overwrites (as in

@@ -24,6 +24,8 @@ Source:
 Departures:
     * The contrast is over real positions; the authors let padding in, as what is contrasted and as what it is
       contrasted with. It is computed in training only.
+    * The model learns at every position of a history instead of on one prefix per sample (`train.supervision`).
+    * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * Its logarithm is taken of sums of exponentials at once, which cannot overflow when w grows.
     * The gradient of an angle is that of a vector at least 1e-6 long, where the authors' is infinite at nothing. The
       input is turned by T without taking its angle at all, which is the same function.
@@ -117,8 +119,8 @@ class EulerFormer(SequenceModel):
         """The item embedding's table."""
         return self.embedding.table.weight
 
-    def penalty(self) -> Float[Tensor, ""] | None:
-        """The weighted phase contrast of what was encoded in training mode since it was last asked for, or None."""
+    def penalty(self) -> Float[Tensor, " B"] | None:
+        """The weighted phase contrast of each history that was encoded in training mode since it was last asked for."""
         total: Tensor | None = None
         for layer in self.layers:
             attention: Any = layer.attention
@@ -195,8 +197,8 @@ class PolarAttention(nn.Module):
         y: Tensor = self.output(softmax_attention(query, key, value, None, num_heads=self.num_heads, dropout=dropout))
         return y
 
-    def _contrast(self, angle: Float[Tensor, "B L R"], real: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
-        """Mean over real positions of how badly an angle's dropped copy is told from the history's others."""
+    def _contrast(self, angle: Float[Tensor, "B L R"], real: Bool[Tensor, "B L"]) -> Float[Tensor, " B"]:
+        """Mean over a history's positions of how badly an angle's dropped copy is told from the history's others."""
         other = self.drop_angles(angle)
         weights = self.contrast_weights / self.temperature
         # cos(p - p') = cos p cos p' + sin p sin p'
@@ -205,7 +207,7 @@ class PolarAttention(nn.Module):
         similarity = similarity.masked_fill(~real[:, None, :], -math.inf)
         # One more column whose exponential is the 1e-5 of the sum.
         chosen = F.log_softmax(F.pad(similarity, (0, 1), value=math.log(1e-5)), dim=-1).diagonal(dim1=1, dim2=2)
-        return -chosen[real].mean()
+        return -chosen.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
 class _Angle(torch.autograd.Function):

@@ -27,6 +27,7 @@ Departures:
       sequence is that over channels. RecGRELA's table was made with it. `norm=sequence` is the paper's.
     * `bidirectional` leaves padding out; the authors' code takes the attention mask and does not use it.
     * A vector of nothing is divided by 1e-12 and not by zero.
+    * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * No dropout of the attention, whose code creates it and never calls it.
 """
 

@@ -32,6 +32,7 @@ Departures:
       therefore must be trained on one prefix per sample.
     * `bidirectional` masks padding and divides by the number of real items; the authors let padding in, always up to
       `max_length`, and divide by that, so that a short history is mostly padding. `unmasked` does likewise.
+    * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * The local shortcut is the authors' CUDA path on every device; their fallback drops the SiLU and does not
       transpose back.
     * Rotary tables have any length; the authors' has exactly `max_length` rows.

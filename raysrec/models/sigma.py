@@ -21,6 +21,7 @@ Departures:
     * `masked` flips all real items but the newest `keep`, and sets padding to zero before the convolution. The
       authors' code, which `unmasked` repeats, flips the first 45 slots whatever the length of a history (all but 5 of
       their 50), so that in a short one the flipped copy ends in padding, and the convolution sees padding.
+    * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * Kept as the code has them: M~ is not flipped back before the sum (`align` does that), the second gate takes
       sigmoid(s) where sigmoid(a~) was probably meant, and w is used as it is (its softmax is computed and dropped).
     * `mamba_init=library` gives Mamba's own initial values, which the authors' initialisation overwrites (as in
