@@ -196,5 +196,6 @@ def _distribution(config: LossConfig, num_items: int, item_counts: Tensor | None
         return uniform(num_items)
     if item_counts is None:
         raise ValueError(f"loss.sampling={config.sampling} needs to know how often each item occurs")
-    # Items of a batch are targets as often as they occur, whatever power is asked for draws.
+    # Items of a batch are targets about as often as they occur, whatever power is asked for draws: a history's first is
+    # never one, and with prefixes_per_user=n a short history's items are targets more often than a long one's.
     return popularity(item_counts, 1.0 if config.sampling == "in_batch" else config.popularity_power)

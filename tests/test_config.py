@@ -257,6 +257,7 @@ def test_every_table_and_figure_of_the_papers_has_its_ablations():
         "recgrela-table3": 6,
         "recgrela-ablation": 6,
         "recgrela-positions": 4,
+        "recgrela-activation": 4,
         "recgrela-gate-activation": 3,
         "recgrela-mlp-activation": 3,
         "recgrela-length": 5,
