@@ -12,10 +12,10 @@ from raysrec.models.caser import Caser, CaserConfig
 LENGTH, DIM, ITEMS, USERS = 6, 4, 12, 5
 
 
-def model_of(padding: str = "left", length: int = LENGTH) -> Caser:
+def model_of(padding: str = "left", length: int = LENGTH, **settings: bool) -> Caser:
     """A small model in float64 with weights and biases large enough that each of them shows."""
     sizes = {"dim": DIM, "max_length": length, "num_vertical": 2, "num_horizontal": 3}
-    model = Caser(CaserConfig.model_validate({"padding": padding, **sizes}), ITEMS, USERS).double().eval()
+    model = Caser(CaserConfig.model_validate({"padding": padding, **sizes, **settings}), ITEMS, USERS).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
@@ -132,12 +132,13 @@ def test_every_position_has_the_state_after_the_last_item() -> None:
     assert torch.equal(model.encode(past), model.read(past)[:, None].expand(-1, 9, -1))
 
 
-def test_the_penalty_is_the_sum_of_unsquared_norms_without_biases() -> None:
-    model = model_of()
+@pytest.mark.parametrize("horizontal", [True, False])
+def test_the_penalty_is_the_sum_of_unsquared_norms_without_biases(horizontal: bool) -> None:
+    model = model_of(penalise_horizontal=horizontal)
     weights = [model.items.weight, model.users.table.weight, model.vertical.weight]
     weights += [model.first.weight, model.second.weight]
     start = 0
-    for height in range(1, LENGTH + 1):
+    for height in range(1, LENGTH + 1) if horizontal else ():
         weights.append(model.horizontal.weight[start : start + height])
         start += height
     expected = 1e-4 * sum(weight.square().sum().sqrt() for weight in weights)

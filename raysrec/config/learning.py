@@ -26,7 +26,7 @@ class LossConfig(Section):
     exclude_history: bool = False
     """Draw no item that the user has in training, also outside the row (`bce`, `gbce`, `bpr`)."""
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
-    """`gbce`: 0 is `bce` over one more than its negatives, 1 makes scores calibrated as those of `softmax` (t)."""
+    """`gbce`: 0 is `bce` divided by how many items it looks at, 1 makes scores calibrated as those of `softmax` (t)."""
 
     padding_class: bool = False
     """`softmax`: let padding be a candidate that is never right, as in RecBole's models, and so in the papers' runs of
