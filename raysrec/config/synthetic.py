@@ -40,8 +40,8 @@ class SyntheticConfig(Section):
     drift: Probability = 0.0
     """Share of the free draws that go to items in season, of which each has one month a year."""
     returns_after: CountOrZero = 0
-    """Interactions, or up to half as many more, after which users return to what they began with, again and again:
-    what only a model can foresee that remembers so many; 0 for users who never do."""
+    """Interactions, or up to half as many more, after which users return at the end to what they began with: what only
+    a model can foresee that remembers so many. Earlier returns come after shorter breaks, too. 0: users never return."""
 
     @model_validator(mode="after")
     def _returns_have_room(self) -> "SyntheticConfig":
@@ -68,9 +68,10 @@ class SyntheticConfig(Section):
     @property
     def least_with_returns(self) -> int:
         """Interactions that every user has at least, so that one return is learned from before the last one."""
-        return FIRST_SESSION + 2 * (self.longest_gap + RETURN)
+        shortest, longest = self.breaks
+        return FIRST_SESSION + shortest + longest + 2 * RETURN
 
     @property
-    def longest_gap(self) -> int:
-        """Interactions between two returns at most."""
-        return self.returns_after + self.returns_after // 2
+    def breaks(self) -> tuple[int, int]:
+        """Interactions between two returns at least and at most, but for the last break."""
+        return max(1, self.returns_after // 20), self.returns_after + self.returns_after // 2

@@ -14,12 +14,13 @@ a few items dealt out in turn, so that every item is met often enough to pass a 
 
 With `returns_after` there is something for a long memory to learn. Nearly half of the items are then keepsakes, which
 the walk never meets, in groups of five; a user has two groups, one of the first half of the groups and one of the
-second, and begins with twenty draws from both. After `returns_after` interactions, or up to half as many more, comes a
-return: a sign, which is one item that stands nowhere else, then a keepsake of the user's first group, then one of the
-second; and so on, the last return ending the history, so that leaving one out asks for the second group's keepsake, and
-validation for the first's. Which groups a user has stands in the session and in earlier returns only: who sees fewer
-than `returns_after` interactions must guess among half of the keepsakes. (Before the first return there may be more
-than between two, as the last has its place at the end.)
+second, and begins with twenty draws from both. Later come returns: a sign, which is one item that stands nowhere else,
+then a keepsake of the user's first group, then one of the second. The last return ends the history, so that leaving one
+out asks for the second group's keepsake, and validation for the first's; it comes after a break of `returns_after`
+interactions, or up to half as many more. Which groups a user has stands in the session and in earlier returns only: who
+sees fewer than `returns_after` interactions at the end must guess among half of the keepsakes. Breaks between earlier
+returns are a twentieth as long at the shortest, and their logarithms are spread evenly: what comes back soon teaches a
+model what to keep for long.
 
 This is no model of people: it serves the first run on a new machine, tests that learning happens, and runs at the size
 of real data. `best_ndcg` says what can be reached at most. Users are made in blocks, each from its own seed, so blocks

@@ -188,11 +188,15 @@ def _returns(rng: np.random.Generator, config: SyntheticConfig, lengths: NDArray
     """Where the returns stand: one ends each history, and others stand before it as long as there is room."""
     returns = np.full((len(lengths), int(lengths.max())), NO_RETURN, dtype=np.int8)
     returns[:, :FIRST_SESSION] = EITHER
-    start = lengths - RETURN
-    while len(users := np.flatnonzero(start >= FIRST_SESSION + config.returns_after)):
+    shortest, longest = config.breaks
+    start, least = lengths - RETURN, config.returns_after
+    while len(users := np.flatnonzero(start >= FIRST_SESSION + shortest)):
         for nth, part in enumerate((SIGN, FIRST, SECOND)):
             returns[users, start[users] + nth] = part
-        start -= RETURN + rng.integers(config.returns_after, config.longest_gap, size=len(start), endpoint=True)
+        # As many of 100 to 200 items as of 200 to 400, so that what is far is learned after what is near.
+        breaks = least * ((longest + 1) / least) ** rng.random(len(start))
+        start -= RETURN + breaks.astype(np.int64)
+        least = shortest
     return returns
 
 
