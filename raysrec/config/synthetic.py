@@ -41,7 +41,7 @@ class SyntheticConfig(Section):
     """Share of the free draws that go to items in season, of which each has one month a year."""
     returns_after: CountOrZero = 0
     """Interactions, or up to half as many more, after which users return at the end to what they began with: what only
-    a model can foresee that remembers so many. Earlier returns come after shorter breaks, too. 0: users never return."""
+    a model can foresee that remembers so many. Earlier returns come after shorter breaks, too; 0 has no returns."""
 
     @model_validator(mode="after")
     def _returns_have_room(self) -> "SyntheticConfig":
