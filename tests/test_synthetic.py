@@ -283,7 +283,7 @@ def test_the_keepsake_that_returns_is_one_of_the_group_for_who_remembers_it(wind
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"mean_length": 118}, "leaves no room for two returns .* make it at least 119"),
+        ({"mean_length": 118}, "leaves no room for two returns, .* make it at least 119"),
         ({"mean_length": None}, "mean_length=40 leaves no room"),
         ({"num_items": 41}, "make it at least 42"),
         ({"shape": "netflix"}, "needs histories longer than those of data.synthetic.shape=netflix"),

@@ -54,8 +54,8 @@ class SyntheticConfig(Section):
             )
         if (self.mean_length or 0) < self.least_with_returns:
             raise ValueError(
-                f"data.synthetic.mean_length={self.mean_length or 40:g} leaves no room for two returns after "
-                f"data.synthetic.returns_after={self.returns_after} interactions each; make it at least "
+                f"data.synthetic.mean_length={self.mean_length or 40:g} leaves no room for two returns, the "
+                f"last after data.synthetic.returns_after={self.returns_after} interactions; make it at least "
                 f"{self.least_with_returns}, or lower the second"
             )
         if self.num_items is not None and self.num_items < LEAST_ITEMS_WITH_RETURNS:
