@@ -74,4 +74,4 @@ class SyntheticConfig(Section):
     @property
     def breaks(self) -> tuple[int, int]:
         """Interactions between two returns at least and at most, but for the last break."""
-        return max(1, self.returns_after // 20), self.returns_after + self.returns_after // 2
+        return max(1, self.returns_after // 100), self.returns_after + self.returns_after // 2

@@ -19,8 +19,9 @@ then a keepsake of the user's first group, then one of the second. The last retu
 out asks for the second group's keepsake, and validation for the first's; it comes after a break of `returns_after`
 interactions, or up to half as many more. Which groups a user has stands in the session and in earlier returns only: who
 sees fewer than `returns_after` interactions at the end must guess among half of the keepsakes. Breaks between earlier
-returns are a twentieth as long at the shortest, and their logarithms are spread evenly: what comes back soon teaches a
-model what to keep for long.
+returns are of all lengths from a hundredth of that, length x as likely as x^-1.5: heavy-tailed, as the times between
+people's actions are (Barabási, "The origin of bursts and heavy tails in human dynamics", 2005). What comes back soon
+teaches a model what to keep for long.
 
 This is no model of people: it serves the first run on a new machine, tests that learning happens, and runs at the size
 of real data. `best_ndcg` says what can be reached at most. Users are made in blocks, each from its own seed, so blocks

@@ -193,11 +193,16 @@ def _returns(rng: np.random.Generator, config: SyntheticConfig, lengths: NDArray
     while len(users := np.flatnonzero(start >= FIRST_SESSION + shortest)):
         for nth, part in enumerate((SIGN, FIRST, SECOND)):
             returns[users, start[users] + nth] = part
-        # As many of 100 to 200 items as of 200 to 400, so that what is far is learned after what is near.
-        breaks = least * ((longest + 1) / least) ** rng.random(len(start))
-        start -= RETURN + breaks.astype(np.int64)
+        start -= RETURN + _breaks(rng.random(len(start)), least, longest)
         least = shortest
     return returns
+
+
+def _breaks(picks: NDArray[np.float64], shortest: int, longest: int) -> NDArray[np.int64]:
+    """Lengths from `shortest` to `longest`, as likely as 1 / length^1.5, by a number in [0, 1) each."""
+    first, last = shortest**-0.5, (longest + 1) ** -0.5
+    lengths: NDArray[np.int64] = ((first - picks * (first - last)) ** -2).astype(np.int64)
+    return np.clip(lengths, shortest, longest)
 
 
 class _Stretches:
