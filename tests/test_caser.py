@@ -132,13 +132,12 @@ def test_every_position_has_the_state_after_the_last_item() -> None:
     assert torch.equal(model.encode(past), model.read(past)[:, None].expand(-1, 9, -1))
 
 
-@pytest.mark.parametrize("horizontal", [True, False])
-def test_the_penalty_is_the_sum_of_unsquared_norms_without_biases(horizontal: bool) -> None:
-    model = model_of(penalise_horizontal=horizontal)
+def test_the_penalty_is_the_sum_of_unsquared_norms_without_biases() -> None:
+    model = model_of()
     weights = [model.items.weight, model.users.table.weight, model.vertical.weight]
     weights += [model.first.weight, model.second.weight]
     start = 0
-    for height in range(1, LENGTH + 1) if horizontal else ():
+    for height in range(1, LENGTH + 1):
         weights.append(model.horizontal.weight[start : start + height])
         start += height
     expected = 1e-4 * sum(weight.square().sum().sqrt() for weight in weights)

@@ -1,177 +1,22 @@
 """Our models against the authors' own code: the same random weights and histories give the same numbers.
 
 tests/golden/ holds the arrays and says in provenance.json where they come from; `tools/make_golden.py` makes them.
-Here stands what the authors' parameters are called with us, and in which of a model's forms the two must agree.
+Here stands in which of a model's forms the two must agree.
 """
 
 import json
 import re
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from golden_weights import GOLDEN, model_of
 from torch import Tensor
 
 from raysrec.history import History
-from raysrec.models import MODELS, SequenceModel, build_model
-
-GOLDEN = Path(__file__).parent / "golden"
-NUM_ITEMS = 30
-
-NORM_AND_TABLE = {r"^item_embedding\b": "embedding.table", r"^LayerNorm\b|^layer_norm\b": "embedding.norm"}
-MAMBA = {
-    r"\.in_proj\b": ".into",
-    r"\.conv1d\.(weight|bias)": r".conv_\1",
-    r"\.x_proj\b": ".select",
-    r"\.dt_proj\b": ".step_size",
-    r"\.A_log\b": ".a_log",
-    r"\.D\b": ".skip",
-    r"\.out_proj\b": ".out",
-}
-FEED_FORWARD = {
-    r"\.ffn\.LayerNorm|\.ffn\.layer_norm": ".feed_forward_norm",
-    r"\.ffn\.w_1": ".feed_forward.expand",
-    r"\.ffn\.w_2": ".feed_forward.contract",
-}
-TRANSFORMER = {
-    **NORM_AND_TABLE,
-    r"^position_embedding": "embedding.positions",
-    r"^trm_encoder\.layer": "layers",
-    r"\.multi_head_attention\.LayerNorm": ".attention_norm",
-    r"\.multi_head_attention\.dense": ".attention.output",
-    r"\.multi_head_attention\.": ".attention.",
-    r"\.feed_forward\.LayerNorm": ".feed_forward_norm",
-    r"\.dense_1": ".expand",
-    r"\.dense_2": ".contract",
-}
-OURS = {
-    "mamba4rec": {
-        **NORM_AND_TABLE,
-        r"^mamba_layers": "layers",
-        **MAMBA,
-        **FEED_FORWARD,
-        r"(\d)\.LayerNorm": r"\1.mamba_norm",
-    },
-    "recgrela": {
-        **NORM_AND_TABLE,
-        r"^GRELA_block": "blocks",
-        r"\.LayerNorm1": ".attention_norm",
-        r"\.act_proj": ".attention.gate",
-        r"\.in_proj": ".attention.input",
-        r"\.attn\.(query|key)": r".attention.\1",
-        r"\.attn\.conv1d\.(weight|bias)": r".attention.conv_\1",
-        r"\.out_proj": ".attention.output",
-        r"\.LayerNorm2": ".mlp_norm",
-        r"\.mlp\.fc1": ".mlp.expand",
-        r"\.mlp\.fc2": ".mlp.contract",
-    },
-    "lrurec": {
-        r"^embedding\.token": "embedding.table",
-        r"^embedding\.layer_norm": "embedding.norm",
-        r"^model\.bias": "bias",
-        r"^model\.lru_blocks": "layers",
-        r"\.lru_layer\.layer_norm": ".unit_norm",
-        r"\.lru_layer\.in_proj": ".unit.into",
-        r"\.lru_layer\.out_proj": ".unit.out",
-        r"\.lru_layer\.(\w+_log)": r".unit.\1",
-        r"\.feed_forward\.layer_norm": ".feed_forward_norm",
-        r"\.w_1": ".expand",
-        r"\.w_2": ".contract",
-    },
-    "sasrec": TRANSFORMER,
-    "eulerformer": {
-        **TRANSFORMER,
-        r"^rotary_embedding": "embedding.turns",
-        r"\.euler\.delta": ".angle_scale",
-        r"\.euler\.b": ".query_angle",
-        r"\.w$": ".contrast_weights",
-    },
-    "sigma": {
-        **NORM_AND_TABLE,
-        r"^mamba_layers": "layers",
-        r"\.gmamba\.": ".mixture.",
-        r"\.mixture\.conv1d": ".mixture.conv",
-        r"\.dense1": ".straight",
-        r"\.dense2": ".turned",
-        r"\.selective_gate_si\.1": ".gate_silu",
-        r"\.selective_gate_sig\.1": ".gate_sigmoid",
-        r"\.combining_weights": ".shares",
-        r"\.projection": ".output",
-        **MAMBA,
-        **FEED_FORWARD,
-        r"(\d)\.LayerNorm": r"\1.mixture_norm",
-    },
-    "recblr": {
-        **NORM_AND_TABLE,
-        r"^recurrent_layers": "layers",
-        r"\.behavior_modeling\.": ".block.",
-        r"\.input\b": ".into",
-        r"\.conv1d\.(weight|bias)": r".conv_\1",
-        r"\.Lambda": ".decay",
-        r"\.output\b": ".out",
-        **FEED_FORWARD,
-        r"(\d)\.layer_norm": r"\1.block_norm",
-    },
-}
-"""Per model, parts of the authors' names of parameters and what they are called here; applied in this order."""
-
-SIZES = {
-    "mamba4rec": {"dim": 16, "d_state": 8},
-    "recgrela": {"dim": 16, "mlp_dim": 64},
-    "lrurec": {"dim": 16},
-    "recblr": {"dim": 16},
-    "sasrec": {"dim": 16, "mlp_dim": 32},
-    "eulerformer": {"dim": 16, "mlp_dim": 32, "contrast_weight": 1.0},
-    "sigma": {"dim": 16, "d_state": 8, "max_length": 50},
-}
-"""Per model, the settings of tests/golden/provenance.json in our words."""
-
-
-def model_of(case: str, **settings: Any) -> SequenceModel:
-    """Our model with the weights of a case."""
-    name = case.partition("-")[0]
-    arrays = np.load(GOLDEN / f"{case}.npz")
-    weights = {key.removeprefix("weights/"): torch.from_numpy(arrays[key]) for key in arrays if "weights/" in key}
-    config = MODELS[name].Config.model_validate({"name": name, "max_length": 12, **SIZES[name], **settings})
-    model = build_model(config, NUM_ITEMS).eval()
-    there = model.state_dict()
-    renamed = in_our_words(name, weights)
-    # The authors' short convolutions have a middle dimension of size one.
-    model.load_state_dict({key: x.squeeze(1) if x.ndim > there[key].ndim else x for key, x in renamed.items()})
-    return model
-
-
-def in_our_words(name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under our names."""
-    renamed = {}
-    for key, x in cut(name, weights).items():
-        for theirs, ours in OURS[name].items():
-            key = re.sub(theirs, ours, key)
-        assert key not in renamed
-        renamed[key] = x
-    return renamed
-
-
-def cut(name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that the authors keep in one piece and we do not, in our pieces; still under the authors' names."""
-    pieces = {}
-    for key, x in weights.items():
-        if key.endswith(".euler.alpha"):  # angles of positions, which we compute
-            continue
-        if name == "recgrela" and ".qk." in key:
-            pieces |= {key.replace(".qk.", part): y for part, y in zip((".query.", ".key."), x.chunk(2), strict=True)}
-        elif name == "lrurec" and ".params_log" in key:
-            parts = ("decay_log", "angle_log", "gain_log")
-            pieces |= {key.replace("params_log", part): y for part, y in zip(parts, x, strict=True)}
-        elif name == "lrurec" and ".in_proj." in key:  # real and imaginary part of each channel in turn
-            pieces[key] = torch.stack([x.real, x.imag], dim=1).flatten(0, 1)
-        elif name == "lrurec" and ".out_proj.weight" in key:  # Re(C h) = Re C Re h - Im C Im h
-            pieces[key] = torch.stack([x.real, -x.imag], dim=2).flatten(1)
-        else:
-            pieces[key] = x.real
-    return pieces
+from raysrec.models import SequenceModel
+from raysrec.models.bert4rec import BERT4Rec
 
 
 def history_of(case: str, *, full: bool = False) -> History:
@@ -269,6 +114,74 @@ def test_recblr_starts_from_nothing_and_the_authors_from_what_padding_left() -> 
 
 def test_sasrec_is_recboles() -> None:
     assert_agrees(model_of("sasrec"), "sasrec")
+
+
+def test_bert4rec_that_always_drops_the_oldest_item_is_recboles() -> None:
+    model, history = model_of("bert4rec", oldest_makes_room="always"), history_of("bert4rec")
+    assert isinstance(model, BERT4Rec)
+    hidden = model.with_next_hidden(history)
+    with torch.no_grad():
+        assert_close(model.encode(hidden)[hidden.mask()], answer_of("bert4rec", "states")[hidden.mask()])
+    assert_close(scores_of(model, history), answer_of("bert4rec", "scores"))
+
+
+def test_bert4rec_that_keeps_what_has_room_is_recboles_for_a_full_history_only() -> None:
+    ours, theirs = scores_of(model_of("bert4rec"), history_of("bert4rec")), answer_of("bert4rec", "scores")
+    assert_close(ours[0], theirs[0])
+    assert ((ours - theirs).abs().amax(dim=1)[1:] > 1e-2).all()
+
+
+def test_gru4rec_is_recboles() -> None:
+    assert_agrees(model_of("gru4rec"), "gru4rec")
+
+
+def test_narm_is_recboles() -> None:
+    model, history = model_of("narm"), history_of("narm")
+    theirs = answer_of("narm", "scores")
+    assert_close(scores_of(model, history), theirs)
+    with torch.no_grad():  # asked at every position
+        states = model.encode(history)[torch.arange(len(history.lengths)), history.lengths - 1]
+        assert_close(states @ model.item_vectors().T, theirs)
+
+
+def test_caser_padded_on_the_right_is_recboles_with_its_penalty() -> None:
+    users = answer_of("caser", "users")
+    model, history = model_of("caser", padding="right"), replace(history_of("caser"), users=users)
+    assert_close(scores_of(model, history), answer_of("caser", "scores"))
+    penalty = model.penalty()
+    assert penalty is not None
+    assert_close(penalty, answer_of("caser", "penalty"))
+
+
+def test_caser_padded_on_the_left_is_recboles_where_there_is_no_padding() -> None:
+    users = answer_of("caser", "users")[:1]
+    history = replace(history_of("caser", full=True), users=users)
+    assert_close(scores_of(model_of("caser"), history), answer_of("caser", "scores")[:1])
+
+
+def test_linrec_unmasked_is_the_authors_model() -> None:
+    assert_agrees(model_of("linrec", form="unmasked"), "linrec")
+
+
+def test_linrec_unmasked_is_the_authors_model_in_a_batch_of_shorter_histories() -> None:
+    assert_agrees_in_a_shorter_batch(model_of("linrec", form="unmasked"), "linrec")
+
+
+def test_linrec_with_masked_padding_is_the_authors_model_where_there_is_none() -> None:
+    assert_agrees_where_read(model_of("linrec"), "linrec")
+
+
+@pytest.mark.parametrize(("case", "num_layers"), [("echomamba4rec", 1), ("echomamba4rec-2-layers", 2)])
+def test_echomamba4rec_unmasked_is_the_authors_model(case: str, num_layers: int) -> None:
+    assert_agrees(model_of(case, num_layers=num_layers, form="unmasked"), case)
+
+
+def test_echomamba4rec_unmasked_is_the_authors_model_in_a_batch_of_shorter_histories() -> None:
+    assert_agrees_in_a_shorter_batch(model_of("echomamba4rec", form="unmasked"), "echomamba4rec")
+
+
+def test_echomamba4rec_with_masked_padding_is_the_authors_model_where_there_is_none() -> None:
+    assert_agrees_where_read(model_of("echomamba4rec"), "echomamba4rec")
 
 
 def test_eulerformer_is_the_authors_model() -> None:

@@ -92,6 +92,15 @@ def prepare_recgrela(folder: Path) -> None:
     stand_in("causal_conv1d", causal_conv1d_fn=causal_conv1d)
 
 
+def prepare_linrec(folder: Path) -> None:
+    """RecBole, and the layers that the authors' model imports, without the plots of which they think."""
+    prepare_recbole(folder)
+    stand_in("matplotlib.pyplot")
+    model = checkout(folder, "TBI805/RecGRELA") / "model"
+    package("model", model)
+    package("model.layers", model / "layers")
+
+
 def prepare_recblr(folder: Path) -> None:
     """RecBole and the authors' scan without Triton."""
     prepare_recbole(folder)
@@ -176,7 +185,9 @@ def modules_for_now() -> Iterator[None]:
                 del sys.modules[name]
 
 
-FORGOTTEN = {"recbole", "enumerations", "timm", "causal_conv1d", "parallel_scan", "mamba_ssm", "turtle"}
+FORGOTTEN = {
+    *("recbole", "enumerations", "timm", "causal_conv1d", "parallel_scan", "mamba_ssm", "turtle", "matplotlib", "model")
+}
 
 _SIZES = {"loss_type": "CE", "hidden_size": 16, "dropout_prob": 0.2}
 _MAMBA = {**_SIZES, "d_state": 8, "d_conv": 4, "expand": 2}
@@ -195,6 +206,9 @@ _TRANSFORMER = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
 }
+_SEQUENTIAL = f"{RECBOLE}:recbole/model/sequential_recommender"
+_GRU = {**_SIZES, "embedding_size": 16, "hidden_size": 24, "dropout_probs": [0.25, 0.5]}
+_CASER = {**_SIZES, "embedding_size": 16, "nv": 4, "nh": 3, "reg_weight": 0.1, "MAX_ITEM_LIST_LENGTH": 12}
 _EULERFORMER = {"euler_bias": True, "init_factor": 1.0, "tep": 1.0, "lamb": 1.0}
 
 _mamba4rec = partial(
@@ -217,20 +231,27 @@ _recblr = partial(
     settings=_RECBLR,
     stand_ins=(*FOR_RECBOLE, "parallel_scan: the recurrence position by position in the place of the Triton kernel"),
 )
+_echomamba4rec = partial(_mamba4rec, code="TBI805/RecGRELA:model/EchoMamba4Rec.py:EchoMamba4Rec")
 _sigma = partial(_mamba4rec, code="TBI805/RecGRELA:model/SIGMA.py:SIGMA", lengths=(50, 47, 20, 1))
+
+_of_recbole = partial(Case, prepare=prepare_recbole, stand_ins=FOR_RECBOLE, libraries=())
 
 CASES = [
     _mamba4rec("mamba4rec", settings={**_MAMBA, "num_layers": 1}),
     _mamba4rec("mamba4rec-2-layers", settings={**_MAMBA, "num_layers": 2}),
     _recgrela("recgrela", settings={**_RECGRELA, "num_layers": 2}),
     _recgrela("recgrela-1-block", settings={**_RECGRELA, "num_layers": 1}),
+    _of_recbole("sasrec", code=f"{_SEQUENTIAL}/sasrec.py:SASRec", settings=_TRANSFORMER),
+    _of_recbole("bert4rec", code=f"{_SEQUENTIAL}/bert4rec.py:BERT4Rec", settings={**_TRANSFORMER, "mask_ratio": 0.2}),
+    _of_recbole("gru4rec", code=f"{_SEQUENTIAL}/gru4rec.py:GRU4Rec", settings={**_GRU, "num_layers": 2}),
+    _of_recbole("narm", code=f"{_SEQUENTIAL}/narm.py:NARM", settings={**_GRU, "n_layers": 1}),
+    _of_recbole("caser", code=f"{_SEQUENTIAL}/caser.py:Caser", settings=_CASER),
     Case(
-        "sasrec",
-        code=f"{RECBOLE}:recbole/model/sequential_recommender/sasrec.py:SASRec",
-        prepare=prepare_recbole,
+        "linrec",
+        code="TBI805/RecGRELA:model/LinRec.py:LinRec",
+        prepare=prepare_linrec,
         settings=_TRANSFORMER,
-        stand_ins=FOR_RECBOLE,
-        libraries=(),
+        stand_ins=(*FOR_RECBOLE, "matplotlib: an import that nothing uses"),
     ),
     Case(
         "lrurec",
@@ -250,6 +271,8 @@ CASES = [
     ),
     _recblr("recblr"),
     _recblr("recblr-length-16", lengths=(16, 13, 9, 1)),
+    _echomamba4rec("echomamba4rec", settings={**_MAMBA, "num_layers": 1, "MAX_ITEM_LIST_LENGTH": 12}),
+    _echomamba4rec("echomamba4rec-2-layers", settings={**_MAMBA, "num_layers": 2, "MAX_ITEM_LIST_LENGTH": 12}),
     # SIGMA's own repository takes no history but of length `hidden_size`: a convolution whose result nobody uses gets
     # its channels and positions swapped. The copy beside RecGRELA leaves that line out, and nothing else of it.
     _sigma("sigma", settings={**_MAMBA, "num_layers": 1}),

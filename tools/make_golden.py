@@ -8,7 +8,8 @@ the tool checks the commits and reads nothing else. None of that code becomes pa
 
     weights/<the authors' parameter name>    random, all of them, so that nothing is hidden by an initialisation
     items, lengths                           histories with padding on the right, whatever side the authors pad
-    states                                   the last layer's output per position; at padded positions it means nothing
+    states                                   the last layer's output per position; at padded positions it means nothing,
+                                             and Caser has none, but users and the penalty of its loss
     scores                                   of every item after each history's last, [B V]
 
 and tests/golden/provenance.json says of each file which code made it, how, and what stood in for what. Models run in
@@ -29,11 +30,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from golden_cases import CASES, COMMITS, Case, checkout, load, modules_for_now
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
-NUM_ITEMS = 30
+NUM_ITEMS, NUM_USERS = 30, 6
 COLUMNS = {  # RecBole's own names
     "USER_ID_FIELD": "user_id",
     "ITEM_ID_FIELD": "item_id",
@@ -90,12 +92,20 @@ def answer_of_recbole(
     authors_class: Any, case: Case, items: Tensor, lengths: Tensor
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """States and scores of a model for RecBole; its base class picks the read-out state, and is watched doing so."""
-    model = authors_class(Settings(case.settings), types.SimpleNamespace(num=lambda _field: NUM_ITEMS + 1))
+    data = types.SimpleNamespace(num=lambda _field: NUM_ITEMS + 1, user_num=NUM_USERS + 1)
+    model = authors_class(Settings(case.settings), data)
     randomise(model.eval(), case.constants)
     watched, pick = [], model.gather_indexes
     model.gather_indexes = lambda output, index: (watched.append(output), pick(output, index))[1]
-    scores = model.full_sort_predict({"item_id_list": items, "item_length": lengths})
-    arrays = {"states": watched[-1], "scores": scores}
+    users = torch.arange(1, len(items) + 1)
+    asked = {"item_id_list": items, "item_length": lengths, "user_id": users}
+    scores = model.full_sort_predict(asked)
+    arrays = {"scores": scores}
+    if watched:
+        arrays["states"] = watched[-1]
+    if case.name == "caser":
+        arrays["users"] = users
+        arrays["penalty"] = model.calculate_loss({**asked, "item_id": users}) - F.cross_entropy(scores, users)
     if case.name == "eulerformer":
         full = lengths == items.shape[1]
         model(items[full], lengths[full])

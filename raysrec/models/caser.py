@@ -24,8 +24,6 @@ Departures:
       cover padding only are left out of the maximum. RecBole pads on the right with a vector that is not zero, and
       leaves it in; `padding=right` does the same.
     * Padding is not among the candidates of the softmax in training, as it is in RecBole's (`loss.padding_class`).
-    * The penalty includes the horizontal filters. RecBole means to, but its sum starts as 0 and is multiplied;
-      `penalise_horizontal=false` leaves them out.
     * Users who are not in the data are refused; they have no vector. Those in the data whom nobody learns from, as
       there are under a temporal split, have zeros in place of a random vector: only their last items count.
 """
@@ -60,8 +58,6 @@ class CaserConfig(ModelConfig):
     """Dropout of what the filters answered."""
     regularisation: NonNegative = 1e-4
     """Factor of the penalty: the sum of the (unsquared) Frobenius norms of tables, filters and matrices."""
-    penalise_horizontal: bool = True
-    """Does the penalty include the horizontal filters? As in RecBole's code it does not."""
 
 
 class Caser(SequenceModel):
@@ -74,7 +70,7 @@ class Caser(SequenceModel):
         super().__init__()
         dim, length = config.dim, config.max_length
         self.length, self.padding = length, config.padding
-        self.regularisation, self.penalise_horizontal = config.regularisation, config.penalise_horizontal
+        self.regularisation = config.regularisation
         self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.users = UserEmbedding(num_users=num_users, dim=dim)
         self.vertical = VerticalFilters(length=length, num_filters=config.num_vertical)
@@ -132,9 +128,7 @@ class Caser(SequenceModel):
         if self.regularisation == 0.0:
             return None
         weights = [self.users.table.weight, self.items.weight, self.vertical.weight]
-        weights += [self.first.weight, self.second.weight]
-        if self.penalise_horizontal:
-            weights += self.horizontal.by_height()
+        weights += [self.first.weight, self.second.weight, *self.horizontal.by_height()]
         norms: Tensor = torch.stack([torch.linalg.vector_norm(weight) for weight in weights]).sum()
         return self.regularisation * norms
 
