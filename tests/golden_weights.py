@@ -92,6 +92,7 @@ OURS = {
         r"^fc1": "first",
         r"^fc2": "second",
     },
+    "recmamba": {r"^item_emb": "table", r"^pos_emb": "positions.table", r"^mamba1": "mamba", **MAMBA},
     "echomamba4rec": {
         **NORM_AND_TABLE,
         r"^mamba_layers": "layers",
@@ -150,6 +151,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "sigma": {"dim": 16, "d_state": 8, "max_length": 50},
     "linrec": {"dim": 16, "num_heads": 2, "mlp_dim": 32},
     "bert4rec": {"dim": 16, "mlp_dim": 32},
+    "recmamba": {"dim": 64},
     "gru4rec": {"dim": 16, "hidden_dim": 24, "num_layers": 2},
     "narm": {"dim": 16, "hidden_dim": 24},
     "caser": {"dim": 16, "num_horizontal": 3, "regularisation": 0.1},

@@ -70,6 +70,15 @@ def test_mamba4rec_is_the_authors_model_with_the_librarys_block(case: str, num_l
     assert_agrees(model_of(case, num_layers=num_layers), case)
 
 
+def test_recmamba_padded_on_the_left_is_the_authors_model() -> None:
+    assert_agrees(model_of("recmamba", padding="left"), "recmamba")
+
+
+def test_recmamba_padded_on_the_right_is_the_authors_model_where_there_is_no_padding() -> None:
+    model, history = model_of("recmamba"), history_of("recmamba", full=True)
+    assert_close(scores_of(model, history), answer_of("recmamba", "scores")[:1])
+
+
 @pytest.mark.parametrize(("case", "num_blocks"), [("recgrela", 2), ("recgrela-1-block", 1)])
 def test_recgrela_unmasked_is_the_authors_model(case: str, num_blocks: int) -> None:
     assert_agrees(model_of(case, num_blocks=num_blocks, form="unmasked"), case)

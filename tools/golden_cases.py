@@ -26,6 +26,7 @@ COMMITS = {
     "yueqirex/LRURec": "e02a559bd8c42342f5c53d69cefea2589becb22c",
     "ziwliu-cityu/SIMGA": "018d73a858b3fe518df6e19a8c98c24fa54026f8",
     "RUCAIBox/EulerFormer": "7cb5f655dee2e0745d8312bd08bc9056e336e029",
+    "nancheng58/RecMamba": "4ff945211e250b4c8740908d5985688ef344c70e",
     "RUCAIBox/RecBole": "7b02be5ec80a88310f2d04a27a82adfcbb5dc211",
     "state-spaces/mamba": "e9594ce1c732d97440f0332fdc43170a2294dbfa",
 }
@@ -107,9 +108,14 @@ def prepare_recblr(folder: Path) -> None:
     stand_in("parallel_scan", parallel_scan=scan)
 
 
-def prepare_mamba(folder: Path) -> None:
-    """RecBole and the Mamba block with its own reference of the scan."""
+def prepare_mamba4rec(folder: Path) -> None:
+    """RecBole and the Mamba block."""
     prepare_recbole(folder)
+    prepare_mamba(folder)
+
+
+def prepare_mamba(folder: Path) -> None:
+    """The Mamba block with its own reference of the scan."""
     library = checkout(folder, MAMBA) / "mamba_ssm"
     package("mamba_ssm", library)
     package("mamba_ssm.ops", library / "ops")
@@ -214,7 +220,7 @@ _EULERFORMER = {"euler_bias": True, "init_factor": 1.0, "tep": 1.0, "lamb": 1.0}
 _mamba4rec = partial(
     Case,
     code="chengkai-liu/Mamba4Rec:mamba4rec.py:Mamba4Rec",
-    prepare=prepare_mamba,
+    prepare=prepare_mamba4rec,
     libraries=(RECBOLE, MAMBA),
     stand_ins=(*FOR_RECBOLE, FOR_MAMBA),
 )
@@ -273,6 +279,14 @@ CASES = [
     _recblr("recblr-length-16", lengths=(16, 13, 9, 1)),
     _echomamba4rec("echomamba4rec", settings={**_MAMBA, "num_layers": 1, "MAX_ITEM_LIST_LENGTH": 12}),
     _echomamba4rec("echomamba4rec-2-layers", settings={**_MAMBA, "num_layers": 2, "MAX_ITEM_LIST_LENGTH": 12}),
+    Case(
+        "recmamba",
+        code="nancheng58/RecMamba:model.py:MambaRec",
+        prepare=prepare_mamba,
+        settings={"hidden_units": 64, "maxlen": 12, "dropout_rate": 0.2, "device": "cpu"},
+        stand_ins=("args: an object with the settings", FOR_MAMBA),
+        libraries=(MAMBA,),
+    ),
     # SIGMA's own repository takes no history but of length `hidden_size`: a convolution whose result nobody uses gets
     # its channels and positions swapped. The copy beside RecGRELA leaves that line out, and nothing else of it.
     _sigma("sigma", settings={**_MAMBA, "num_layers": 1}),

@@ -81,7 +81,7 @@ def run(case: Case, folder: Path) -> dict[str, np.ndarray]:
     authors_class = getattr(load(f"authors_{class_name}", checkout(folder, repository) / path), class_name)
     torch.manual_seed(case.seed)
     items, lengths = histories(case.lengths)
-    answer = answer_of_lrurec if case.name.startswith("lrurec") else answer_of_recbole
+    answer = {"lrurec": answer_of_lrurec, "recmamba": answer_of_recmamba}.get(case.name, answer_of_recbole)
     with torch.no_grad():
         model, arrays = answer(authors_class, case, items, lengths)
     weights = {f"weights/{name}": parameter.detach() for name, parameter in model.named_parameters()}
@@ -121,12 +121,30 @@ def answer_of_lrurec(
     randomise(model.eval(), case.constants)
     watched = []
     model.model.lru_blocks[-1].feed_forward.register_forward_hook(lambda _part, _inputs, output: watched.append(output))
-    length = items.shape[1]
-    left = torch.stack([row.roll(length - int(n)) for row, n in zip(items, lengths, strict=True)])
-    scores, _ = model(left)
-    states = watched[-1][:, -length:]
-    back = torch.stack([row.roll(int(n) - length, 0) for row, n in zip(states, lengths, strict=True)])
-    return model, {"states": back, "scores": scores[:, -1]}
+    scores, _ = model(on_the_left(items, lengths))
+    states = watched[-1][:, -items.shape[1] :]
+    return model, {"states": on_the_right(states, lengths), "scores": scores[:, -1]}
+
+
+def answer_of_recmamba(
+    authors_class: Any, case: Case, items: Tensor, lengths: Tensor
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """States and scores of RecMamba, which pads on the left: rows are moved there, and its states back again."""
+    model = authors_class(NUM_USERS, NUM_ITEMS, types.SimpleNamespace(**case.settings))
+    randomise(model.eval(), case.constants)
+    left = on_the_left(items, lengths).numpy()
+    scores = model.predict(None, left, list(range(NUM_ITEMS + 1)))
+    return model, {"states": on_the_right(model.log2feats(left), lengths), "scores": scores}
+
+
+def on_the_left(items: Tensor, lengths: Tensor) -> Tensor:
+    """Rows with their padding before them."""
+    return torch.stack([row.roll(len(row) - int(n)) for row, n in zip(items, lengths, strict=True)])
+
+
+def on_the_right(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Rows with their padding after them."""
+    return torch.stack([row.roll(int(n) - len(row), 0) for row, n in zip(rows, lengths, strict=True)])
 
 
 def histories(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
