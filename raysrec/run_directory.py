@@ -21,12 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from raysrec.command_line import differences
+from raysrec.command_line import ConfigError, differences, validate
 from raysrec.config import RunConfig
 from raysrec.errors import LastingError
 from raysrec.models import MODELS, SequenceModel, build_model
@@ -120,13 +119,22 @@ class RunDirectory:
         return self.path / "model"
 
     def config(self) -> RunConfig:
-        """The configuration the run was started with."""
+        """The configuration the run was started with.
+
+        Raises:
+            RunError: It is damaged, or of a version of raysrec with other settings.
+        """
+        refused = f"{self.config_file}: is no configuration of a run"
         try:
-            return RunConfig.model_validate(yaml.safe_load(self.config_file.read_text()))
-        except (yaml.YAMLError, ValidationError) as error:
-            raise RunError(
-                f"{self.config_file}: is no configuration of a run: {' '.join(str(error).split())}"
-            ) from None
+            settings = yaml.safe_load(self.config_file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{refused}: {' '.join(str(error).split())}") from None
+        if not isinstance(settings, dict):
+            raise RunError(f"{refused}: holds a {type(settings).__name__}, expected sections such as data: and model:")
+        try:
+            return validate(settings)
+        except ConfigError as error:
+            raise RunError(f"{refused} of this version of raysrec{self._made_by}:\n{error}") from None
 
     def other_settings(self, config: RunConfig) -> str:
         """How the run's configuration differs from another in what decides its numbers, in words.
@@ -138,6 +146,13 @@ class RunDirectory:
         changes = differences(self.config().model_dump(mode="json"), config.model_dump(mode="json"))
         changes = [change for change in changes if not change[0].startswith(FREE)]
         return "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+
+    @property
+    def _made_by(self) -> str:
+        """Of what commit it is, as far as that is known, in words that follow others."""
+        file = self.path / "provenance.json"
+        commit = _parsed(file).get("commit") if file.is_file() else None
+        return f", but of commit {commit}; use that, or begin again under another storage.name" if commit else ""
 
     def start(self, config: RunConfig, fingerprint: str, *, command: Sequence[str] | None = None) -> None:
         """Write what is known before training begins; a run that goes on keeps what it was begun with.

@@ -78,6 +78,28 @@ def test_the_config_of_a_run_is_whole_and_in_the_order_of_the_schema(run):
     assert list(written) == list(type(configure()).model_fields)
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "just text", b"\xff\xfe\x00"])
+def test_what_is_no_configuration_at_all_is_refused(run, content):
+    run.config_file.write(content)
+    with pytest.raises(RunError, match=r"config\.yaml: is no configuration of a run: "):
+        run.config()
+
+
+@pytest.mark.parametrize("commit", ["0123456789ab", None])
+def test_a_run_of_a_version_with_other_settings_says_which_and_what_to_do(run, commit):
+    settings = yaml.safe_load(run.config_file.read_text())
+    settings["train"]["learning_rates"] = 0.1
+    run.config_file.write(yaml.safe_dump(settings))
+    provenance = run.path / "provenance.json"
+    provenance.write(json.dumps(json.loads(provenance.read_text()) | {"commit": commit}))
+    with pytest.raises(RunError) as refused:
+        run.config()
+    text = str(refused.value)
+    assert "config.yaml: is no configuration of a run of this version of raysrec" in text
+    assert text.endswith("\ntrain.learning_rates is not a known key; did you mean train.learning_rate?")
+    assert ("of commit 0123456789ab; use that, or begin again under another storage.name" in text) == bool(commit)
+
+
 def test_provenance_says_where_a_run_comes_from(tmp_path, monkeypatch):
     run = RunDirectory(tmp_path / "new")
     monkeypatch.setattr(sys, "argv", ["raysrec.train", "--config", "a.yaml"])
