@@ -63,3 +63,21 @@ def test_only_what_a_killed_process_left_is_swept(tmp_path):
     os.close(lock)
     sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([NAME, ".mine.tmp"])
+
+
+@pytest.mark.parametrize("moment", ["open", "flock"])
+def test_a_folder_that_another_process_sweeps_before_it_is_locked_is_made_again(tmp_path, monkeypatch, moment):
+    module = {"open": os, "flock": fcntl}[moment]
+    swept, call = [], getattr(module, moment)
+
+    def sweep_first(*arguments):
+        if not swept:
+            swept.extend(tmp_path.glob(".*.tmp"))
+            swept[0].rmdir()
+        return call(*arguments)
+
+    monkeypatch.setattr(module, moment, sweep_first)
+    publish(tmp_path / NAME, "text")
+    assert len(swept) == 1
+    assert (tmp_path / NAME / "a").read_text() == "text"
+    assert os.listdir(tmp_path) == [NAME]

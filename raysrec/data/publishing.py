@@ -115,9 +115,12 @@ def _locked_folder(folder: Path) -> tuple[Path, int]:
     while True:
         scratch = _hidden_beside(folder)
         scratch.mkdir()
-        lock = os.open(scratch, os.O_RDONLY)
+        try:
+            lock = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process swept it away at once
         _try_lock(lock, fcntl.LOCK_EX)
-        if scratch.exists():  # else another process swept it away before it was locked
+        if scratch.exists():  # else it was swept away before it was locked
             return scratch, lock
         os.close(lock)
 
