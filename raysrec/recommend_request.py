@@ -19,7 +19,7 @@ from raysrec.run_directory import RunDirectory, RunError
 UNTIL = ("all", "test", "validation")
 """What of a history is read: all of it, or what came before the item that is ranked in evaluation."""
 
-FILE_KEYS = ("format", "columns", "where", "time_unit", "separator")
+FILE_KEYS = ("format", "columns", "where", "time_unit", "time_precision", "separator")
 """Settings of `data` that say how a file of histories is read."""
 
 

@@ -175,11 +175,15 @@ def test_the_files_are_those_of_one_process(kind, tmp_path, monkeypatch):
         {"split": {"name": "temporal"}},
         {"split": {"name": "temporal", "target": "first", "validate_from": 3, "test_from": 6}} | THREE_ROUNDS,
         {"time_unit": "ms"},
+        {"time_precision": "float32"},
     ],
-    ids=["three rounds", "temporal", "moments", "milliseconds"],
+    ids=["three rounds", "temporal", "moments", "milliseconds", "float32"],
 )
 def test_the_rules_are_those_of_one_process(given, tmp_path):
-    config = config_of(inter(tmp_path / "a.inter", hard_rows()), **given)
+    rows = hard_rows()
+    if "time_precision" in given:  # a minute apart, and known to the nearest 64 seconds
+        rows = [(user, item, 978300760 + 60 * time) for user, item, time in rows]
+    config = config_of(inter(tmp_path / "a.inter", rows), **given)
     assert_equal(config, tmp_path)
     if given == THREE_ROUNDS:
         assert json.loads((tmp_path / "in tasks/manifest.json").read_text())["filter_rounds"] >= 3

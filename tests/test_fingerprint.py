@@ -63,7 +63,7 @@ def test_columns_and_separator_count_where_the_format_has_them(config):
 
 def test_conditions_and_the_unit_of_time_count():
     plain = fingerprint_of(DataConfig(format="csv", source="a.csv"), SOURCE)
-    for other in ({"where": {"kind": "buy"}}, {"time_unit": "ms"}):
+    for other in ({"where": {"kind": "buy"}}, {"time_unit": "ms"}, {"time_precision": "float32"}):
         assert fingerprint_of(DataConfig(format="csv", source="a.csv", **other), SOURCE) != plain
 
 

@@ -78,6 +78,18 @@ def test_times_closer_than_a_float32_can_tell_are_ordered(config):
     assert [item for item, _ in histories(prepare(config(lines)))["u"]] == ["a", "b", "c"]
 
 
+def test_times_known_to_a_float32_only_tie_and_keep_the_order_of_the_file(config):
+    lines = [("u", "d", 978300830), ("u", "c", 978300762), ("u", "b", 978300761), ("u", "a", 978300760)]
+    data = prepare(config(lines, time_precision="float32"))
+    assert histories(data)["u"] == [("c", 978300736), ("b", 978300736), ("a", 978300736), ("d", 978300800)]
+    assert data.manifest.tied_interactions == 3
+    assert data.manifest.time_rule.endswith("; known as a float32 of what the source counts")
+    thousandths = [(user, item, 1000 * time) for user, item, time in lines]
+    data = prepare(config(thousandths, time_precision="float32", time_unit="ms"))
+    # Near 1e12 float32 steps are 2**16: thousandths, of which the seconds are kept.
+    assert histories(data)["u"] == [("c", 978300764), ("b", 978300764), ("a", 978300764), ("d", 978300829)]
+
+
 def test_thousandths_of_a_second_order_and_seconds_are_kept(config):
     lines = [("u", "c", 1649467982002), ("u", "a", 1649467982000), ("u", "b", 1649467982001), ("u", "d", 1649467982002)]
     data = prepare(config(lines, time_unit="ms"))

@@ -1,11 +1,10 @@
 """Write a source's interactions with ties in time broken another way: how much of a score is the order of ties?
 
-    python tools/reorder_ties.py --times float32 --ties item --output float32-item.csv --config configs/ml-100k.yaml
+    python tools/reorder_ties.py --ties item --output by-item.csv --config configs/ml-100k.yaml
 
-Two rules decide what comes after what. Times: `seconds` as they are, or `float32`, which the papers' library stores
-them as and which knows Unix times of this century to the nearest 128 seconds, so that more of them tie. Ties: the
-order of the `file`, the `item` (its number, or its text), or `random`. The output is a CSV of user, item and place in
-the user's history; train on it as on any source.
+What ties stands in the order of the `file`, of the `item` (its number, or its text), or at `random`; with
+`data.time_precision=float32` more of it does. The output is a CSV of user, item and place in the user's history; train
+on it as on any source.
 """
 
 from pathlib import Path
@@ -19,19 +18,16 @@ from raysrec.config import DataConfig
 from raysrec.data.sources import read
 
 
-def reordered(config: DataConfig, *, times: str, ties: str, seed: int = 0) -> pa.Table:
-    """Columns user, item and time; time is the place in the user's history under the two rules.
+def reordered(config: DataConfig, *, ties: str, seed: int = 0) -> pa.Table:
+    """Columns user, item and time; time is the place in the user's history under the rule.
 
     Args:
         config: The source.
-        times: `seconds` or `float32`.
         ties: `file`, `item` or `random`.
         seed: Of the random order.
     """
     table = read(config).table
     time = table["time"].to_numpy()
-    if times == "float32":
-        time = time.astype(np.float32)
     user = table["user"].combine_chunks().indices.to_numpy()
     order = np.lexsort((_breaks(table, ties, seed), time, user))
     grouped = user[order]
@@ -63,12 +59,11 @@ if __name__ == "__main__":
     parser = config_parser("reorder_ties", __doc__)
     parser.prog = "python tools/reorder_ties.py"
     parser.add_argument("--output", type=Path, required=True, help="the CSV to write")
-    parser.add_argument("--times", choices=("seconds", "float32"), default="seconds", help="default: seconds")
     parser.add_argument("--ties", choices=("file", "item", "random"), default="file", help="default: file")
 
     def main(arguments) -> None:  # type: ignore[no-untyped-def]
         config = load(arguments.config, arguments.overrides)
-        table = reordered(config.data, times=arguments.times, ties=arguments.ties)
+        table = reordered(config.data, ties=arguments.ties)
         csv.write_csv(table, arguments.output)
         print(f"{table.num_rows:,} interactions to {arguments.output}")
 

@@ -94,6 +94,10 @@ class DataConfig(Section):
     time_unit: Literal["auto", "s", "ms", "us", "date"] = "auto"
     """What the times of the source count: seconds, thousandths, millionths, or `date` for text as in 2005-09-06 or
     2005-09-06 12:30:00; `auto` is the format's own, seconds where it has none."""
+    time_precision: Literal["whole", "float32"] = "whole"
+    """How exactly times are known: as whole numbers of `time_unit`, or as RecBole keeps them, to compare with scores
+    that were made with it. A float32 knows Unix times of this century to 64 or 128 seconds; what ties then stands in
+    the order of the source."""
     separator: Annotated[str, Field(min_length=1, max_length=2)] = ","
     """What separates the columns of a CSV source."""
     url: Annotated[str, Field(pattern="^(https?://.*)?$"), AfterValidator(_without_credentials)] = ""

@@ -16,7 +16,7 @@ from raysrec.config import DataConfig
 from raysrec.data import synthetic
 from raysrec.data.files import COMPRESSED, NoInteractions, SourceFile, in_words
 from raysrec.data.formats import Layout, format_of, layout_of
-from raysrec.data.interactions import PER_SECOND, Interactions, Part
+from raysrec.data.interactions import PER_SECOND, Interactions, Part, known_to
 from raysrec.data.sources import read_file, source_files
 from raysrec.data.text import numbered_lines
 from raysrec.data.text_blocks import LINE, MOVIE, TextBlock, read_from_start, read_stretch
@@ -161,7 +161,7 @@ def _joined(parts: list[Part], per_second: int) -> Interactions:
 def _read_block(config: DataConfig, block: Block) -> Iterator[Part]:
     """What stands in a block, in order."""
     if isinstance(block, SyntheticBlock):
-        yield Part(synthetic.synthesize_block(config.synthetic, block.number), 0)
+        yield Part(known_to(config.time_precision, synthetic.synthesize_block(config.synthetic, block.number)), 0)
         return
     file, layout = block.file, block.layout
     if layout.reader == "parquet":

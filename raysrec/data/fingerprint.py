@@ -53,6 +53,8 @@ def fingerprint_of(config: DataConfig, source: Source) -> str:
         rules["separator"] = separator_of(config)
     if config.time_unit != "auto":
         rules["time_unit"] = config.time_unit
+    if config.time_precision != "whole":
+        rules["time_precision"] = config.time_precision
     if config.where:
         rules["where"] = config.where
     if config.split.name != "leave_one_out":

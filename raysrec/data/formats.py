@@ -11,6 +11,7 @@ from typing import Literal
 
 from raysrec.config import Columns, DataConfig
 from raysrec.data.files import SourceError, SourceFile, find_files, names_in, plain_name
+from raysrec.data.interactions import Precision
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Layout:
     """Text: names of all columns where the file has no header line."""
     typed: bool = False
     """Text: does the header write `name:type`?"""
+    precision: Precision = "whole"
+    """How exactly its times are kept."""
     where: tuple[tuple[str, str], ...] = ()
     """Columns, and how they must read for a row to be kept."""
 
@@ -171,7 +174,8 @@ def layout_of(config: DataConfig, kind: str, file: SourceFile) -> Layout:
     default, chosen = Columns(), config.columns
     roles = zip(("user", "item", "time"), layout.columns, strict=True)
     columns = [own if getattr(chosen, role) == getattr(default, role) else getattr(chosen, role) for role, own in roles]
-    layout = replace(layout, columns=(columns[0], columns[1], columns[2]), where=tuple(config.where.items()))
+    where = tuple(config.where.items())
+    layout = replace(layout, columns=(columns[0], columns[1], columns[2]), precision=config.time_precision, where=where)
     if config.time_unit != "auto":
         layout = replace(layout, unit=config.time_unit)
     if kind == "csv":

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +21,15 @@ PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "date": 1}
 """What a source's times count, by `data.time_unit`: so many of them are a second."""
 
 
-def time_rule(per_second: int) -> str:
+Precision = Literal["whole", "float32"]
+"""How exactly times are known, as `data.time_precision`."""
+
+
+def time_rule(per_second: int, precision: Precision = "whole") -> str:
     """How times are read, in words, where the source counts so many to a second."""
     finer = f"; ordered by the source's 1/{per_second:,} of a second" if per_second > 1 else ""
-    return f"seconds as int64; fractions are rounded down{finer}"
+    coarser = "; known as a float32 of what the source counts" if precision == "float32" else ""
+    return f"seconds as int64; fractions are rounded down{finer}{coarser}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,14 @@ def floor_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
     whole = pc.floor(column)
     floored = pc.sum(pc.not_equal(whole, column)).as_py() or 0
     return whole.cast(pa.int64()), floored
+
+
+def known_to(precision: Precision, table: pa.Table) -> pa.Table:
+    """Interactions with their times as exact as that."""
+    if precision == "whole":
+        return table
+    times = pc.cast(pc.cast(table.column("time"), pa.float32(), safe=False), pa.int64())
+    return table.set_column(table.column_names.index("time"), "time", times)
 
 
 def dates_as_seconds(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:

@@ -3,12 +3,14 @@
 What is kept of them, how it is numbered and ordered is decided in `prepare.py`; the formats stand in `formats.py`.
 """
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from raysrec.config import DataConfig
 from raysrec.data.files import SourceError, SourceFile, find_files
 from raysrec.data.formats import LAYOUTS, Layout, belongs, format_of, layout_of, places_of
-from raysrec.data.interactions import PER_SECOND, Interactions, Part
+from raysrec.data.interactions import PER_SECOND, Interactions, Part, known_to
 from raysrec.data.json_lines import read_json_lines
 from raysrec.data.netflix import read_netflix
 from raysrec.data.parquet import read_parquet
@@ -30,7 +32,7 @@ def read(config: DataConfig) -> Interactions:
     """
     kind = format_of(config)
     if kind == "synthetic":
-        return Interactions.of(synthesize(config.synthetic), 0)
+        return Interactions.of(known_to(config.time_precision, synthesize(config.synthetic)), 0)
     files = source_files(config)
     layouts = [layout_of(config, kind, file) for file in files]
     parts = [read_file(file, layout) for file, layout in zip(files, layouts, strict=True)]
@@ -83,4 +85,5 @@ def read_file(file: SourceFile, layout: Layout) -> Part:
     Raises:
         SourceError: It is missing, empty, not in its format, or holds an empty id or a time that is no number.
     """
-    return _READERS[layout.reader](file, layout)
+    part = _READERS[layout.reader](file, layout)
+    return replace(part, table=known_to(layout.precision, part.table))
