@@ -68,7 +68,8 @@ class Work(TorchDispatchMode):
 
 LONG = 301
 CASES = [
-    *[{"name": name} for name in sorted({variant.values[0].name for variant in RECURRENT})],
+    *[{"name": name} for name in MODELS if build_model(MODELS[name].Config(name=name), 1, 1).recurrent],
+    {"name": "linrec", "form": "causal"},
     {"name": "gru4rec", "num_layers": 2},
     {"name": "mamba4rec", "num_layers": 2, "mamba_init": "library", "positions": "learned"},
     {"name": "recblr", "pad_to_power_of_two": True},

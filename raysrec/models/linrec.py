@@ -15,8 +15,8 @@ The attention has three forms. `bidirectional` lets every real position see ever
 padding left out. `unmasked` is what the authors' code computes, padding up to `max_length` included (n is that), and is
 there to explain differences from published numbers. `causal` looks back only, so it learns at every position at once;
 with one layer and norm=feature it has the bidirectional form's state at the last position, with more layers it is
-another model. A norm over the sequence has no causal form. The causal sums could take one more item in constant time,
-but the learned positions P end at `max_length`, where serving would have to begin again; no recurrent form is offered.
+another model. A norm over the sequence has no causal form. The causal form serves with constant memory: the sums over
+j, and how many items there were.
 
 Source:
     Liu, Cai, Zhang et al., "LinRec: Linear Attention Mechanism for Long-term Sequential Recommender Systems", SIGIR
@@ -29,13 +29,15 @@ Departures:
     * A vector of nothing is divided by 1e-12 and not by zero.
     * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * No dropout of the attention, whose code creates it and never calls it.
+    * Positions end at `max_length`: a longer history is refused, in `step` as in `encode`, for no vector beyond was
+      learned. Begin again from `initial_state` with the newest items.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -79,14 +81,23 @@ class LinRecConfig(TransformerConfig):
         return self
 
 
+class Memory(NamedTuple):
+    """What the causal form remembers of histories, however long they are."""
+
+    position: Int[Tensor, " B"]
+    """How many items were taken, which is the position of the next."""
+    sums: Float[Tensor, "B layers H C C"]
+    """Per layer and head, the sum of (b_j / |b_j|) v_j^T over the items j that were taken."""
+
+
 class LinRec(SequenceModel):
-    """Embedding with positions, and layers of normalised linear attention."""
+    """Embedding with positions, and layers of normalised linear attention; recurrent in its causal form."""
 
     Config: ClassVar[type[ModelConfig]] = LinRecConfig
 
     def __init__(self, config: LinRecConfig, num_items: int) -> None:
         super().__init__()
-        self.form = config.form
+        self.form, self.num_heads = config.form, config.num_heads
         self.max_length = config.max_length
         self.embedding = PositionedEmbedding(
             num_items=num_items, dim=config.dim, max_length=config.max_length, dropout=config.dropout
@@ -135,6 +146,43 @@ class LinRec(SequenceModel):
         """The item embedding's table."""
         return self.embedding.table.weight
 
+    @property
+    def recurrent(self) -> bool:
+        """A state takes one more item in constant time where attention looks back only."""
+        return self.causal
+
+    def initial_state(self, batch_size: int) -> Memory:
+        """The memory of users who have no history yet.
+
+        Raises:
+            NotImplementedError: Attention looks both ways.
+        """
+        self._require_recurrent()
+        weight = at_least_float32(self.embedding.table.weight)
+        channels = weight.shape[1] // self.num_heads
+        sums = weight.new_zeros(batch_size, len(self.layers), self.num_heads, channels, channels)
+        return Memory(sums.new_zeros(batch_size, dtype=torch.int64), sums)
+
+    def step(self, items: Int[Tensor, " B"], state: Memory) -> tuple[Float[Tensor, "B D"], Memory]:
+        """Take one more item per user.
+
+        Raises:
+            NotImplementedError: Attention looks both ways.
+            ValueError: One of the users has had `max_length` items already.
+        """
+        self._require_recurrent()
+        x, after = self.embedding.at(items, state.position), []
+        for layer, sums in zip(self.layers, state.sums.unbind(1), strict=True):
+            assert isinstance(layer.attention, NormalisedAttention)
+            mixed, sums = layer.attention.step(x, sums)
+            x = layer.after_attention(x, mixed)
+            after.append(sums)
+        return x, Memory(state.position + 1, torch.stack(after, dim=1))
+
+    def _require_recurrent(self) -> None:
+        if not self.recurrent:
+            raise NotImplementedError(f"LinRec has no recurrent form with model.form={self.form}; use form=causal")
+
     def _filled(self, history: History) -> History:
         """The history; where padding is seen, as wide as the authors' batches, which are all of one width."""
         return history.padded(self.max_length) if self.form == "unmasked" else history
@@ -170,6 +218,19 @@ class NormalisedAttention(nn.Module):
             mixed = (products / a.shape[-1] ** 0.5).transpose(1, 2).flatten(-2).to(value.dtype)
         y: Tensor = self.output(mixed)
         return y
+
+    def step(
+        self, x: Float[Tensor, "B D"], sums: Float[Tensor, "B H C C"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B H C C"]]:
+        """What one more position sees of those up to its own, whose sums those before it left behind."""
+        query, key, value = (part(x)[:, None] for part in (self.query, self.key, self.value))
+        with torch.autocast(x.device.type, enabled=False):
+            a = F.normalize(self._heads(F.elu(at_least_float32(query))), dim=-1)
+            b = F.normalize(self._heads(F.elu(at_least_float32(key))), dim=-1)
+            sums = sums + b.mT @ self._heads(at_least_float32(value))
+            mixed = (a @ sums / a.shape[-1] ** 0.5).flatten(1).to(value.dtype)
+        y: Tensor = self.output(mixed)
+        return y, sums
 
     def _normalised_keys(
         self, b: Float[Tensor, "B H L C"], seen: Bool[Tensor, "B L"] | None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from raysrec.history import History, last_states
 from raysrec.models.base import ModelConfig
 from raysrec.models.layers import LAYER_NORM_EPS, Dropout, FeedForward
-from raysrec.models.positions import first_rows
+from raysrec.models.positions import first_rows, require_rows
 from raysrec.ops.softmax_attention import softmax_attention
 from raysrec.schema import Count, Probability
 
@@ -72,7 +72,20 @@ class PositionedEmbedding(nn.Module):
         Raises:
             ValueError: They are more than `max_length`.
         """
-        positions = first_rows(self.positions, items.shape[1])
+        return self._together(items, first_rows(self.positions, items.shape[1]))
+
+    def at(self, items: Int[Tensor, " B"], positions: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Vectors of one item per row, where they stand.
+
+        Raises:
+            ValueError: One stands beyond `max_length`.
+        """
+        require_rows(self.positions, int(positions.max()) + 1)
+        return self._together(items, self.positions(positions))
+
+    def _together(
+        self, items: Int[Tensor, "*shape"], positions: Float[Tensor, "#*shape D"]
+    ) -> Float[Tensor, "*shape D"]:
         vectors: Tensor = self.dropout(self.norm(self.table(items) + positions))
         return vectors
 
@@ -100,14 +113,17 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:
         """Each position after it has looked at those of `seen`, or at those up to its own if that is None."""
-        return self._after_attention(x, self.attention(x, x, seen))
+        return self.after_attention(x, self.attention(x, x, seen))
 
     def read(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"], history: History) -> Float[Tensor, "B D"]:
         """The same at each history's last position only, which is all that is needed of the last layer."""
         last = last_states(x, history)[:, None]
-        return self._after_attention(last, self.attention(last, x, seen))[:, 0]
+        return self.after_attention(last, self.attention(last, x, seen))[:, 0]
 
-    def _after_attention(self, x: Float[Tensor, "B Q D"], mixed: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
+    def after_attention(
+        self, x: Float[Tensor, "*shape D"], mixed: Float[Tensor, "*shape D"]
+    ) -> Float[Tensor, "*shape D"]:
+        """What the layer makes of positions and of what their attention found: all that comes after it."""
         z = self.attention_norm(x + self.dropout(mixed))
         y: Tensor = self.feed_forward_norm(z + self.feed_forward(z))
         return y
