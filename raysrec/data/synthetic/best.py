@@ -14,7 +14,9 @@ def best_ndcg(config: SyntheticConfig, *, k: int = 10, window: int | None = None
     """NDCG@k of ranking each user's last item by its true probability: what no model is expected to exceed.
 
     An upper bound, not quite in reach: it is told each user's taste, the season and the whole chain, which a model has
-    to infer, and it sees histories before any filtering. Takes users x items of time and little memory.
+    to infer, and it sees histories before any filtering. With a `window` that keepsakes are out of, it is the bound for
+    users never met: a model that learned from the same few users may know which groups go together among them. Takes
+    users x items of time and little memory.
 
     Args:
         config: Which interactions.
