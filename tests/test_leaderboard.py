@@ -1,5 +1,9 @@
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,10 @@ def parse(*arguments):
     return leaderboard._parser().parse_intermixed_args([*map(str, arguments)])
 
 
+def job(arguments, data, model, seed=0):
+    return leaderboard.Job(leaderboard.Board.of(arguments), data, model, seed)
+
+
 def finished(root, name, ndcg, seconds=100.0):
     score = {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}
     scores = {
@@ -26,14 +34,14 @@ def finished(root, name, ndcg, seconds=100.0):
     training = {**times, "cpu_seconds_to_best": seconds / 2, "loss": "softmax"}
     data, model = name.removesuffix(name[name.index("-seed") :]).rsplit("-", 1)
     arguments = parse("--root", root, "--data", data)
-    leaderboard.RunDirectory(root / name).start(leaderboard.Job(data, model, int(name[-1]), arguments).config(), "f")
+    leaderboard.RunDirectory(root / name).start(job(arguments, data, model, int(name[-1])).config(), "f")
     (root / name / "metrics.json").write_text(json.dumps({"training": training, "splits": {"test": scores}}))
 
 
 def test_every_model_and_data_set_of_the_default_board_has_a_config():
     for data in parse().data:
         for model in MODELS:
-            config = leaderboard.Job(data, model, 0, parse()).config()
+            config = job(parse(), data, model).config()
             assert (config.data.name, config.model.name) == (data, model)
 
 
@@ -42,10 +50,10 @@ def test_every_recipe_is_of_some_run_and_changes_it(recipe):
     data = max(
         (path.stem for path in leaderboard.CONFIGS.glob("*.yaml") if recipe.stem.startswith(f"{path.stem}-")), key=len
     )
-    used = [job for model in MODELS if recipe in (job := leaderboard.Job(data, model, 0, parse())).files()]
+    used = [run for model in MODELS if recipe in (run := job(parse(), data, model)).files()]
     assert used
-    for job in used:
-        before = job.files()[: job.files().index(recipe)]
+    for run in used:
+        before = run.files()[: run.files().index(recipe)]
         assert leaderboard.load(before) != leaderboard.load([*before, recipe])
 
 
@@ -65,10 +73,11 @@ def test_names_that_there_are_not_are_refused(words, complaint, capsys):
 
 def test_later_seeds_are_only_for_runs_that_take_little(tmp_path):
     arguments = parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "mamba4rec")
-    assert [job.name for job in leaderboard.jobs(arguments)] == ["ml-1m-recgrela-seed0", "ml-1m-mamba4rec-seed0"]
+    assert [job.name for job in leaderboard.jobs_to_do(arguments)] == ["ml-1m-recgrela-seed0", "ml-1m-mamba4rec-seed0"]
     finished(tmp_path, "ml-1m-recgrela-seed0", 0.17, seconds=3000)
     finished(tmp_path, "ml-1m-mamba4rec-seed0", 0.16, seconds=800)
-    assert [job.name for job in leaderboard.jobs(arguments)][2:] == ["ml-1m-mamba4rec-seed1", "ml-1m-mamba4rec-seed2"]
+    names = [job.name for job in leaderboard.jobs_to_do(arguments)]
+    assert names == ["ml-1m-mamba4rec-seed1", "ml-1m-mamba4rec-seed2"]
 
 
 def test_what_is_finished_is_not_repeated_and_an_empty_budget_starts_nothing(tmp_path, capsys):
@@ -83,6 +92,32 @@ def test_a_run_that_outlasts_the_budget_is_stopped(tmp_path):
     command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
     assert leaderboard.run_for(command, 3.0, tmp_path / "log") != 0
     assert "begun" in (tmp_path / "log").read_text()
+
+
+def test_a_run_may_save_what_it_has_when_the_board_is_interrupted(tmp_path):
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("gently"))
+print("begun", flush=True)
+time.sleep(60)
+"""
+    interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        leaderboard.run_for([sys.executable, "-c", script], 60.0, tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines() == ["begun", "gently"]
+
+
+@pytest.mark.parametrize("leader", ["exit 3", "kill -9 $$", "exec sleep 60"])
+def test_nothing_that_a_run_started_outlives_it(leader, tmp_path):
+    script = f"(sleep 60; echo left) & echo $! > {tmp_path}/child; {leader}"
+    assert leaderboard.run_for(["bash", "-c", script], 1.0, tmp_path / "log") != 0
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    for _ in range(100):  # killed, and not yet reaped by whoever has adopted it
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{child.read_text()} still runs")
 
 
 def test_the_table_has_means_over_seeds_beside_what_was_published(tmp_path):

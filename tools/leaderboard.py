@@ -15,8 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,27 @@ METRICS = ("hr@10", "ndcg@10", "mrr@10")
 
 
 @dataclass(frozen=True)
+class Board:
+    """Where the runs stand, and what is laid over every one of them."""
+
+    root: str
+    data_folder: str | None
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Board":
+        """The one that the command line asks for."""
+        return cls(str(arguments.root), arguments.data_folder, tuple(arguments.overrides))
+
+
+@dataclass(frozen=True)
 class Job:
     """One training."""
 
+    board: Board
     data: str
     model: str
     seed: int
-    arguments: argparse.Namespace
 
     @property
     def name(self) -> str:
@@ -50,12 +65,7 @@ class Job:
     @property
     def run(self) -> RunDirectory:
         """Where it is kept."""
-        return RunDirectory(Place.of(self.arguments.root) / self.name)
-
-    @property
-    def record(self) -> dict[str, Any] | None:
-        """What the finished run says of itself; None if it is not finished."""
-        return self.run.metrics()
+        return RunDirectory(Place.of(self.board.root) / self.name)
 
     def refuse_other_settings(self) -> None:
         """See that what stands in the run's folder is a run of this job.
@@ -75,11 +85,11 @@ class Job:
 
     def settings(self) -> list[str]:
         """What is laid over the files."""
-        settings = [f"train.seed={self.seed}", f"storage.root={self.arguments.root}", f"storage.name={self.name}"]
-        if self.arguments.data_folder:
-            source = Path(self.arguments.data_folder) / f"{self.data}.inter.gz"
+        settings = [f"train.seed={self.seed}", f"storage.root={self.board.root}", f"storage.name={self.name}"]
+        if self.board.data_folder:
+            source = Path(self.board.data_folder) / f"{self.data}.inter.gz"
             settings += [f"data.source={source}", "data.format=recbole"]
-        return [*settings, *self.arguments.overrides]
+        return [*settings, *self.board.overrides]
 
     def config(self) -> RunConfig:
         """The whole configuration; raises if it cannot be."""
@@ -91,23 +101,28 @@ class Job:
         return [sys.executable, "-m", "raysrec.train", *files, *self.settings()]
 
 
-def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    """What is to be trained, in order; later seeds of a model only where its first took less than `--seeds-below`."""
+def jobs_of(arguments: argparse.Namespace, data: str, model: str) -> list[Job]:
+    """One data set and model with every seed."""
+    return [Job(Board.of(arguments), data, model, seed) for seed in range(arguments.seeds)]
+
+
+def jobs_to_do(arguments: argparse.Namespace) -> Iterator[Job]:
+    """What is not yet trained, in order; later seeds of a model where its first took less than `--seeds-below`."""
     for seed in range(arguments.seeds):
         for data in arguments.data:
             for model in arguments.models:
-                first = Job(data, model, 0, arguments).record
-                if seed == 0 or (first and first["training"]["cpu_seconds"] < arguments.seeds_below):
-                    yield Job(data, model, seed, arguments)
+                first, job = (jobs_of(arguments, data, model)[at] for at in (0, seed))
+                record = first.run.metrics()
+                wanted = seed == 0 or (record and record["training"]["cpu_seconds"] < arguments.seeds_below)
+                if wanted and job.run.metrics() is None:
+                    yield job
 
 
 def train_all(arguments: argparse.Namespace) -> list[str]:
     """Train what is missing until all is there or the budget is spent; the names of the runs that failed."""
     failed = []
     ends = time.monotonic() + arguments.budget
-    for job in jobs(arguments):
-        if job.record is not None:
-            continue
+    for job in jobs_to_do(arguments):
         left = ends - time.monotonic()
         if left <= 0:
             print("the budget is spent; the same command goes on", flush=True)
@@ -126,92 +141,94 @@ def run_for(command: Sequence[str], seconds: float, log: Path) -> int:
     """Run a command in a process group of its own, which ends with this call whatever ends it; the exit status."""
     with log.open("a") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            return process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return _stop(process)
-        finally:
-            _stop(process)
+        with suppress(subprocess.TimeoutExpired):
+            try:
+                return process.wait(timeout=seconds)
+            finally:
+                _stop(process)
+        return process.wait()
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> int:
-    """End a process and its group, gently first; its exit status."""
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, gently first, and then whatever it has left of its group, as one does that is killed."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)  # background jobs of a shell are deaf to SIGINT
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    model: str
+    scores: Mapping[str, float]
+    """By metric, means over seeds."""
+    half_intervals: Mapping[str, float] = field(default_factory=dict)
+    """By metric, half of the 95 % interval of one seed: users are the same for all, so seeds do not shorten it."""
+    learned_from: str = ""
+    seeds: str = ""
+    spread: str = ""
+    seconds: str = ""
+    published: str = ""
+
+    def cells(self) -> list[str]:
+        """What it reads."""
+        scores = [f"{score:.4f} {self._interval(metric)}".strip() for metric, score in self.scores.items()]
+        return [self.model, self.learned_from, self.seeds, *scores, self.spread, self.seconds, self.published]
+
+    def _interval(self, metric: str) -> str:
+        half = self.half_intervals.get(metric)
+        return "" if half is None else f"[{self.scores[metric] - half:.4f}, {self.scores[metric] + half:.4f}]"
 
 
 def table(arguments: argparse.Namespace, data: str) -> str:
     """One data set's finished runs, best first: means over seeds beside what was published."""
-    rows = []
+    published = _published(data)
+    rows: list[Row] = []
+    popularity: Row | None = None
     for model in arguments.models:
-        finished = [job for job in (Job(data, model, seed, arguments) for seed in range(arguments.seeds)) if job.record]
-        if finished:
-            rows.append(_row(finished))
-    rows.sort(key=lambda row: -row["ndcg@10"])
-    if rows:
-        rows.append(_popularity(next(job for job in _all(arguments, data) if job.record)))
-    published = {model: " · ".join(texts) for model, texts in _published(data).items()}
-    cells = [
-        [
-            row["model"],
-            row["learned from"],
-            row["seeds"],
-            *(f"{row[metric]:.4f} {row.get(f'{metric} interval', '')}".strip() for metric in METRICS),
-            row["spread"],
-            row["seconds"],
-            published.get(row["model"], ""),
+        finished = [
+            (job, record) for job in jobs_of(arguments, data, model) if (record := job.run.metrics()) is not None
         ]
-        for row in rows
-    ]
-    headers = [
-        "model",
-        "learned from",
-        "seeds",
-        *METRICS,
-        "sd of ndcg@10",
-        "s to best (CPU s)",
-        "published hr / ndcg / mrr",
-    ]
-    return tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True)
+        if finished:
+            records = [record for _, record in finished]
+            row = _row(model, finished[0][0].run.config(), records)
+            rows.append(replace(row, published=" · ".join(published.get(model, ()))))
+            popularity = popularity or _popularity(records[0])
+    rows.sort(key=lambda row: -row.scores["ndcg@10"])
+    headers = ["model", "learned from", "seeds", *METRICS, "sd of ndcg@10", "s to best (CPU s)"]
+    cells = [row.cells() for row in (*rows, *((popularity,) if popularity else ()))]
+    return tabulate(cells, [*headers, "published hr / ndcg / mrr"], tablefmt="github", disable_numparse=True)
 
 
-def _all(arguments: argparse.Namespace, data: str) -> Iterator[Job]:
-    return (Job(data, model, seed, arguments) for seed in range(arguments.seeds) for model in arguments.models)
-
-
-def _row(finished: Sequence[Job]) -> dict[str, Any]:
-    records = [job.record for job in finished if job.record]
-    config = finished[0].run.config()
+def _row(model: str, config: RunConfig, records: Sequence[Mapping[str, Any]]) -> Row:
+    """What the seeds of one model reached."""
     scores = [record["splits"]["test"]["model"] for record in records]
-    row: dict[str, Any] = {"model": finished[0].model, "seeds": str(len(finished))}
-    for metric in METRICS:
-        means = [score[metric]["mean"] for score in scores]
-        # Users are the same for all seeds: their interval does not shrink with seeds, it is that of one run.
-        half = statistics.mean((score[metric]["high"] - score[metric]["low"]) / 2 for score in scores)
-        mean = statistics.mean(means)
-        row |= {metric: mean, f"{metric} interval": f"[{mean - half:.4f}, {mean + half:.4f}]"}
+    training = [record["training"] for record in records]
     ndcgs = [score["ndcg@10"]["mean"] for score in scores]
-    row["spread"] = f"{statistics.stdev(ndcgs):.4f}" if len(ndcgs) > 1 else ""
-    took = (
-        statistics.mean(record["training"][f"{kind}seconds_to_best"] for record in records) for kind in ("", "cpu_")
+    took = (statistics.mean(one[f"{kind}seconds_to_best"] for one in training) for kind in ("", "cpu_"))
+    prefixes = config.train.prefixes_per_user
+    drawn = "" if prefixes == "all" else f", {prefixes} prefixes a user"
+    return Row(
+        model,
+        scores={name: statistics.mean(score[name]["mean"] for score in scores) for name in METRICS},
+        half_intervals={
+            name: statistics.mean((score[name]["high"] - score[name]["low"]) / 2 for score in scores)
+            for name in METRICS
+        },
+        learned_from=f"{config.train.supervision}{drawn}, {training[0]['loss']}",
+        seeds=str(len(records)),
+        spread=f"{statistics.stdev(ndcgs):.4f}" if len(ndcgs) > 1 else "",
+        seconds="{:.0f} ({:.0f})".format(*took),
     )
-    row["seconds"] = "{:.0f} ({:.0f})".format(*took)
-    train = config.train
-    prefixes = "" if train.prefixes_per_user == "all" else f", {train.prefixes_per_user} prefixes a user"
-    row["learned from"] = f"{train.supervision}{prefixes}, {records[0]['training']['loss']}"
-    return row
 
 
-def _popularity(job: Job) -> dict[str, Any]:
-    record: Any = job.record
+def _popularity(record: Mapping[str, Any]) -> Row:
     scores = record["splits"]["test"]["popularity"]
-    means = {metric: scores[metric]["mean"] for metric in METRICS}
-    return {"model": "popularity (counted)", "learned from": "", "seeds": "", "spread": "", "seconds": "", **means}
+    return Row("popularity (counted)", scores={name: scores[name]["mean"] for name in METRICS})
 
 
 def _published(data: str) -> dict[str, list[str]]:
@@ -228,8 +245,9 @@ def main(arguments: argparse.Namespace) -> None:
     """Check every configuration, train, print."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that is under way is stopped too
     for data in arguments.data:
-        for job in _all(arguments, data):
-            job.refuse_other_settings()
+        for model in arguments.models:
+            for job in jobs_of(arguments, data, model):
+                job.refuse_other_settings()
     failed = [] if arguments.table_only else train_all(arguments)
     for data in arguments.data:
         print(f"\n{data}\n\n{table(arguments, data)}")
