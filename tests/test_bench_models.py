@@ -58,12 +58,18 @@ def test_an_epoch_has_as_many_targets_however_they_are_learned(bench, monkeypatc
     assert bench.measure(causal, 8, prefixes)["epoch_s"] == pytest.approx(1_000 / 3)
 
 
-def test_what_fills_gaps_learns_from_the_fifth_that_is_hidden(bench):
-    model, history = bench._made(bench.config_of("bert4rec", 500), 500, GIVEN)
-    batch = bench._batch(history, bench._supervision(model, GIVEN))
+def test_what_fills_gaps_learns_from_what_training_hides_of_it(bench, monkeypatch):
+    many = Namespace(**{**vars(GIVEN), "batch": 200})
+    model, history = bench._made(bench.config_of("bert4rec", 500), 500, many)
+    batch = bench._batch(history, bench._supervision(model, many))
     hidden = batch.history.items == HIDDEN
     assert torch.equal(batch.targets, history.items * hidden)
-    assert hidden.float().mean() == pytest.approx(0.2, abs=0.03)
+    only_last = hidden.sum(1) == 1
+    assert hidden[only_last, -1].all()
+    assert only_last.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert hidden[~only_last].float().mean() == pytest.approx(0.2, abs=0.02)
+    monkeypatch.setattr(bench, "_seconds", lambda call, given: 1.0)
+    assert bench.measure("bert4rec", 500, GIVEN)["epoch_s"] == pytest.approx(1_000 / (3 * (0.5 + 0.5 * 100)))
 
 
 def test_flops_see_products_and_the_other_count_sees_the_rest(bench):

@@ -11,8 +11,9 @@ Histories are random and full. One row is one process, so that no row leaves mem
 
 - *epoch*: seconds for `--targets` targets (default: as many as an epoch of ML-1M has), from the time of one step of
   encoding, exact softmax over the catalogue, gradients and Adam. A causal model learns at every position of a
-  history, one that fills gaps from the fifth of the items that is hidden from it; any other learns one target per
-  history, as both papers train all of theirs. Which of these it was stands in the row, and
+  history, one that fills gaps from the items that `cloze` hides from it as it stands (a fifth of half of the
+  histories, of the others the last); any other learns one target per history, as both papers train all of theirs.
+  Which of these it was stands in the row, and
   `--supervision last_position` asks one target per history of every model.
 - *training MiB*: the most that a step takes, the model, its gradients and Adam's memory included: growth of a process
   that has already made a step of a tiny model (CPU), or what torch allocated (GPU).
@@ -38,6 +39,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +47,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from raysrec.config import ClozeConfig, LossConfig
+from raysrec.data.cloze import draw_hidden, expected_targets
 from raysrec.history import HIDDEN, Batch, History
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 from raysrec.objective import Objective
@@ -100,7 +103,7 @@ def _costs(config: ModelConfig, length: int, given: argparse.Namespace) -> Measu
     if _learns(model):
         batch = _batch(history, supervision)
         seconds = _seconds(_training(model, batch, supervision, given), given)
-        found["epoch_s"] = seconds * given.targets / batch.num_targets()
+        found["epoch_s"] = seconds * given.targets / _targets_of_a_step(batch, supervision)
         found["peak_bytes"] = _peak_bytes(given.device) - before
     found["inference_s"] = _seconds(_ranking(model, history, given), given) / rows
     one = History(history.items[:1], history.times[:1], history.lengths[:1], _users(1, given))
@@ -150,9 +153,17 @@ def _batch(history: History, supervision: str) -> Batch:
     if supervision == "last_position":
         learned[:, :-1] = False
     elif supervision == "cloze":
-        learned[:, :-1] = torch.rand(items[:, :-1].shape, device=items.device) < ClozeConfig().hidden_share
+        hidden = draw_hidden(history.lengths.cpu().numpy(), ClozeConfig(), np.random.default_rng(0))
+        learned = torch.from_numpy(hidden).to(items.device)
         history = replace(history, items=items.masked_fill(learned, HIDDEN))
     return Batch(history, items * learned)
+
+
+def _targets_of_a_step(batch: Batch, supervision: str) -> float:
+    """How many targets such a batch has, on average over what may be hidden."""
+    if supervision != "cloze":
+        return batch.num_targets()
+    return float(expected_targets(batch.history.lengths.cpu().numpy(), ClozeConfig()).sum())
 
 
 def _training(model: SequenceModel, batch: Batch, supervision: str, given: argparse.Namespace) -> Callable[[], None]:
