@@ -19,8 +19,8 @@ Departures:
       `padding=left`.
     * P is indexed by the slot counted from the oldest item of the window. In the authors' left-padded window, and with
       `padding=left`, the newest item always has the last slot; the two agree where a history fills the window, as in
-      the paper's experiments. In shorter ones each new item then moves all others and changes their states: what is
-      learned at a position is not what is served there, and there is no `step`.
+      the paper's experiments. In shorter ones each new item then moves all others and changes their states: the form
+      is not causal, so it learns from prefixes (`train.supervision=last_position`), and there is no `step`.
     * Positions end at `max_length`: a longer history is refused, in `step` as in `encode`, for no vector beyond was
       learned. Begin again from `initial_state` with the newest items.
     * `mamba_init=xavier` repeats the authors' initialisation, Xavier-normal for everything with two dimensions. It
@@ -84,8 +84,8 @@ class RecMamba(SequenceModel):
 
     @property
     def causal(self) -> bool:
-        """A recurrence looks back only; padded on the left, a state knows how many items follow, but not which."""
-        return True
+        """A recurrence looks back only, but padded on the left a state knows how many items follow."""
+        return self.padding == "right"
 
     @property
     def padding_leaks(self) -> bool:
