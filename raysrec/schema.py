@@ -6,6 +6,7 @@ Nothing here knows what is configured; `config.py` and the models' `Config` clas
 import datetime
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -30,6 +31,21 @@ class Section(BaseModel):
         for name, field in cls.model_fields.items():
             inherited = (p.model_fields[name].description for p in parents if name in p.model_fields)
             field.description = field.description or next(inherited, None)
+
+    def refuse_unused(self, section: str, unused: Mapping[str, bool], because: str) -> None:
+        """See that no field is set that its neighbours leave without effect.
+
+        Args:
+            section: What the section is called.
+            unused: Whether each of these fields has no effect.
+            because: Which settings leave them without one.
+
+        Raises:
+            ValueError: One has none, and another value than its default.
+        """
+        for key, is_unused in unused.items():
+            if is_unused and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{section}.{key}={getattr(self, key)} is not used with {because}; drop it")
 
 
 Count = Annotated[int, Field(ge=1)]

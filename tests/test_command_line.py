@@ -266,7 +266,28 @@ def test_keys_of_another_model_are_refused_with_its_name():
         (
             ["loss.name=softmax", "loss.exclude_history=true"],
             "loss.exclude_history is for negatives of one target, but loss.name=softmax shares its negatives or "
-            "has none; drop it or take bce, gbce or bpr",
+            "has none; drop it or take bce or bpr",
+        ),
+        (
+            ["loss.name=gbce", "loss.exclude_history=true"],
+            "loss.name=gbce is calibrated for draws from the whole catalogue, not for loss.exclude_history=True; drop "
+            "it or take bce",
+        ),
+        (
+            ["loss.name=softmax", "loss.negatives=50"],
+            "loss.negatives=50 is not used with loss.name=softmax and loss.sampling=uniform; drop it",
+        ),
+        (
+            ["model.local_shortcut=false", "model.conv_kernel=9"],
+            "model.conv_kernel=9 is not used with model.local_shortcut=False; drop it",
+        ),
+        (
+            ["model={name: sigma, form: unmasked, keep: 1}", "train.supervision=last_position"],
+            "model.keep=1 is not used with model.form=unmasked; drop it",
+        ),
+        (
+            ["model={name: sigma, reversed_slots: 9}", "train.supervision=last_position"],
+            "model.reversed_slots=9 is not used with model.form=masked; drop it",
         ),
         (
             ["model.form=bidirectional"],

@@ -14,7 +14,8 @@ ML_1M_ITEMS = 3_416
 def small(**changes: Any) -> SIGMA:
     """A small model in float64 with weights that make every part matter."""
     torch.manual_seed(0)
-    sizes = {"dim": 4, "max_length": 8, "d_state": 3, "d_conv": 2, "num_layers": 1, "keep": 2, "reversed_slots": 6}
+    sizes = {"dim": 4, "max_length": 8, "d_state": 3, "d_conv": 2, "num_layers": 1}
+    sizes |= {"reversed_slots": 6} if changes.get("form") == "unmasked" else {"keep": 2}
     model = SIGMA(SIGMAConfig.model_validate({**sizes, **changes}), num_items=9).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():

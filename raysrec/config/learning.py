@@ -24,7 +24,7 @@ class LossConfig(Section):
     popularity_power: NonNegative = 0.75
     """How far popular items are preferred: 1 is in proportion to their count, 0 not at all."""
     exclude_history: bool = False
-    """Draw no item that the user has in training, also outside the row (`bce`, `gbce`, `bpr`)."""
+    """Draw no item that the user has in training, also outside the row (`bce`, `bpr`)."""
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
     """`gbce`: 0 is `bce` divided by how many items it looks at, 1 makes scores calibrated as those of `softmax` (t)."""
 
@@ -46,25 +46,25 @@ class LossConfig(Section):
             "popularity_power": self.sampling != "popularity",
             "calibration": self.name != "gbce",
         }
-        for key, is_unused in unused.items():
-            if is_unused and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"loss.{key}={getattr(self, key)} is not used with loss.name={self.name} and "
-                    f"loss.sampling={self.sampling}; drop it"
-                )
+        self.refuse_unused("loss", unused, f"loss.name={self.name} and loss.sampling={self.sampling}")
         if self.sampling == "in_batch" and self.name != "sampled_softmax":
             raise ValueError(f"loss.sampling=in_batch goes with loss.name=sampled_softmax, not with {self.name}")
         if self.name == "gbce" and self.sampling != "uniform":
             raise ValueError(f"loss.name=gbce is calibrated for uniform draws, not for loss.sampling={self.sampling}")
+        if self.name == "gbce" and self.exclude_history:
+            raise ValueError(
+                "loss.name=gbce is calibrated for draws from the whole catalogue, not for loss.exclude_history=True; "
+                "drop it or take bce"
+            )
         if self.padding_class and self.name != "softmax":
             raise ValueError(
                 f"loss.padding_class=True is for loss.name=softmax, and loss.name={self.name} draws its candidates or "
                 "may come to; set loss.name=softmax or drop it"
             )
-        if self.exclude_history and self.name not in ("bce", "gbce", "bpr"):
+        if self.exclude_history and self.name not in ("bce", "bpr"):
             raise ValueError(
                 f"loss.exclude_history is for negatives of one target, but loss.name={self.name} shares its negatives "
-                "or has none; drop it or take bce, gbce or bpr"
+                "or has none; drop it or take bce or bpr"
             )
         return self
 

@@ -1,6 +1,7 @@
 """Blocks that at least two models use verbatim: embeddings, feed-forward, dropout, and initial values.
 
-A block that only one model has lives in that model's file, beside the equations it comes from.
+A block that only one model has lives in that model's file, beside the equations it comes from; RecGRELA's attention is
+long enough for a file of its own (`gated_attention.py`).
 """
 
 from collections.abc import Callable

@@ -100,6 +100,11 @@ class RecGRELAConfig(ModelConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_kernel_is_of_the_shortcut(self) -> "RecGRELAConfig":
+        self.refuse_unused("model", {"conv_kernel": not self.local_shortcut}, "model.local_shortcut=False")
+        return self
+
 
 class RecGRELA(SequenceModel):
     """Item embedding and gated blocks; recurrent in the causal form."""

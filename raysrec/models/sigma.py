@@ -33,6 +33,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from raysrec.history import History, last_states
@@ -66,6 +67,12 @@ class SIGMAConfig(Init02MambaModelConfig):
     """Dropout after the item embedding and inside the layers."""
     drop_gate: Probability = 0.2
     """Dropout of the gates s and s~."""
+
+    @model_validator(mode="after")
+    def _each_form_has_its_flip(self) -> "SIGMAConfig":
+        unused = {"keep": self.form == "unmasked", "reversed_slots": self.form == "masked"}
+        self.refuse_unused("model", unused, f"model.form={self.form}")
+        return self
 
 
 class SIGMA(SequenceModel):
