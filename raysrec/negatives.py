@@ -149,27 +149,11 @@ def popularity(counts: Int[Tensor, " V"], power: float = 1.0) -> ItemDistributio
     return ItemDistribution((shares / shares.sum() * (_TOTAL - len(shares))).long().clamp_min(1))
 
 
-def in_batch(
-    targets: Int[Tensor, " P"],
-    distribution: ItemDistribution,
-    *,
-    exclude: Int[Tensor, "E 2"] | None = None,
-    rows: Int[Tensor, " P"] | None = None,
-) -> Negatives:
+def in_batch(targets: Int[Tensor, " P"], distribution: ItemDistribution) -> Negatives:
     """The other targets of the batch as negatives: nothing is drawn, for the data's order has drawn them already.
 
     Args:
         targets: The batch's targets; each is a draw for all others, so there are P - 1 draws for each.
         distribution: How often items are targets: `popularity(counts)`.
-        exclude: Pairs (row, item) in any order: what is no negative for the targets of a row. Each target then has
-            negatives of its own, with 0 in the place of those.
-        rows: Of which row each target is; None if target i is of row i.
     """
-    log_probabilities = distribution.log_probabilities(targets)
-    draws = len(targets) - 1
-    if exclude is None:
-        return Negatives(targets, log_probabilities, draws)
-    rows = torch.arange(len(targets), device=exclude.device) if rows is None else rows
-    width = len(distribution.weights)
-    hit = torch.isin(rows[:, None] * width + targets, exclude[:, 0] * width + exclude[:, 1])
-    return Negatives(targets.expand_as(hit).masked_fill(hit, 0), log_probabilities.expand(hit.shape), draws)
+    return Negatives(targets, distribution.log_probabilities(targets), len(targets) - 1)

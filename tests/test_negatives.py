@@ -128,15 +128,6 @@ def test_the_batchs_targets_are_drawn_by_the_others() -> None:
     torch.testing.assert_close(drawn.log_expected_counts().double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_batchs_targets_that_a_row_excludes_are_no_negatives_of_it() -> None:
-    exclude = torch.tensor([[7, 2, 0], [1, 1, 3]])
-    drawn = in_batch(
-        torch.tensor([3, 1, 1, 7]), popularity(COUNTS), exclude=pairs(exclude), rows=torch.tensor([0, 1, 1, 0])
-    )
-    assert drawn.items.tolist() == [[3, 1, 1, 0], [0, 0, 0, 7], [0, 0, 0, 7], [3, 1, 1, 0]]
-    assert drawn.log_probabilities.shape == (4, 4)
-
-
 def exact_problem(num_items: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     make = generator(3)
     states = torch.randn(4, 3, generator=make, dtype=torch.float64).requires_grad_()
@@ -183,32 +174,3 @@ def test_the_sum_over_the_other_items_is_estimated_without_bias_by_few_negatives
     found = torch.stack(estimates)
     assert abs(found.mean() - exact) < 4 * found.std() / len(found) ** 0.5
     assert found.std() / len(found) ** 0.5 < 0.1 * exact
-
-
-def test_correcting_the_target_too_leaves_the_optimum_at_the_true_probabilities() -> None:
-    # Without history every user is alike: after training, scores should be the logs of the items' probabilities.
-    truth = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    distribution = popularity(torch.tensor([0, 40, 10, 10, 40]))
-    make, optimum = generator(), {}
-    for correct in (True, False):
-        bias = torch.zeros(5, requires_grad=True)
-        optimizer = torch.optim.Adam([bias], lr=0.1)
-        for step in range(200):
-            optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 200)
-            targets = 1 + torch.multinomial(truth, 500, replacement=True, generator=make)
-            drawn = distribution.draw((500, 2), generator=make)
-            own = distribution.log_probabilities(targets) + torch.tensor(2.0).log()
-            optimizer.zero_grad()
-            sampled_softmax_loss(
-                torch.zeros(500, 1),
-                torch.zeros(5, 1),
-                targets,
-                drawn.items,
-                bias,
-                log_expected_counts=drawn.log_expected_counts() if correct else None,
-                target_log_expected_counts=own if correct else None,
-            ).backward()
-            optimizer.step()
-        optimum[correct] = bias[1:].detach().softmax(0)
-    assert (optimum[True] - truth).abs().max() < 0.03
-    assert (optimum[False] - truth).abs().max() > 0.1

@@ -16,7 +16,6 @@ def sampled_softmax_loss(
     bias: Float[Tensor, " V"] | None = None,
     *,
     log_expected_counts: Float[Tensor, " C"] | Float[Tensor, "P C"] | None = None,
-    target_log_expected_counts: Float[Tensor, " P"] | None = None,
 ) -> Float[Tensor, ""]:
     """Minus the log-probability of each target among itself and its negatives, in nats, summed over the targets.
 
@@ -31,10 +30,6 @@ def sampled_softmax_loss(
     `log_expected_counts` it is the plain softmax among the candidates: items that are drawn more often are pushed
     down more, at the optimum by the logarithm of their probability.
 
-    With `target_log_expected_counts` too, the target's score is treated like a negative's: s_+ - log n_+ takes the
-    place of s_+. That is no estimate of the value of `softmax_loss`; it is the loss of telling which candidate was
-    the target, and the scores that minimise it are those of the exact softmax.
-
     Args:
         states: The state at each position that has a target.
         vectors: Row i is item i; row 0 (padding) is neither a class nor a negative.
@@ -43,20 +38,17 @@ def sampled_softmax_loss(
             occur. A negative that is 0 or the row's own target is left out.
         bias: A number added to each item's score.
         log_expected_counts: Log of how often each negative was expected among the draws.
-        target_log_expected_counts: The same for the targets.
 
     Raises:
         ValueError: A target is not an item 1..N, or a negative is not 0..N.
 
     Source:
-        The first form: Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025, section 4, on why the target
-        is not corrected. The second: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-        Recommendations", RecSys 2019, and TensorFlow's `sampled_softmax_loss`, which subtract from both.
+        Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025, section 4, on why the target is not corrected
+        as it is in Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys
+        2019, and TensorFlow's `sampled_softmax_loss`.
     """
     own, scores, counts = score_candidates(states, vectors, targets, negatives, bias)
     if log_expected_counts is not None:
         scores = scores - log_expected_counts
-    if target_log_expected_counts is not None:
-        own = own - target_log_expected_counts
     candidates = torch.cat((own[:, None], scores.masked_fill(~counts, -torch.inf)), dim=1)
     return functional.cross_entropy(candidates, torch.zeros_like(targets), reduction="sum")
