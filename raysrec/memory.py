@@ -13,7 +13,7 @@ from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import positions_per_target
 from raysrec.history import History
-from raysrec.losses import chunk_sizes
+from raysrec.losses import bytes_at_once, chunk_sizes
 from raysrec.models import SequenceModel, build_model
 from raysrec.objective import choose_loss
 
@@ -138,14 +138,13 @@ def _tokens_of_a_step(config: RunConfig, data: PreparedData) -> int:
 def _loss_bytes(config: RunConfig, data: PreparedData, model: SequenceModel, tokens: int, *, on_gpu: bool) -> int:
     positions, device = positions_per_target(data.manifest, config), "cuda" if on_gpu else "cpu"
     chosen = choose_loss(config.loss, model, positions_per_target=positions, device=device).config
-    num_items, dim = len(model.item_vectors()) - 1, model.item_vectors().shape[1]
+    table = model.item_vectors().shape
     targets = min(tokens, -(-config.train.batch_targets // config.scale.min_workers))
     if chosen.name == "softmax":
-        return 2 * 4 * chunk_sizes(targets, num_items, on_gpu=on_gpu).scores
-    if chosen.name == "sampled_softmax":
-        candidates = targets if chosen.sampling == "in_batch" else chosen.negatives
-        return 2 * 4 * targets * candidates
-    return 2 * 4 * targets * (1 + chosen.negatives) * dim
+        return 2 * 4 * chunk_sizes(targets, table[0] - 1, on_gpu=on_gpu).scores
+    negatives = targets if chosen.sampling == "in_batch" else chosen.negatives
+    shared = chosen.name == "sampled_softmax"
+    return bytes_at_once(targets, negatives, table, shared=shared, on_gpu=on_gpu)
 
 
 def _size(count: int) -> str:

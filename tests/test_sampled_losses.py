@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 
@@ -112,9 +115,34 @@ def test_own_negatives_may_be_gathered_or_not_and_pass_through_memory_in_parts(
 ) -> None:
     inputs, negatives = problem(bias=True), draw(shared=False)
     expected = written_out("bpr", inputs, negatives)
-    monkeypatch.setattr("raysrec.losses.candidates._all_are_cheaper", lambda *_: not gathered)
-    monkeypatch.setattr("raysrec.losses.candidates._VALUES_AT_ONCE", 2 * NEGATIVES * DIM)
+    monkeypatch.setattr("raysrec.losses.candidates.picking_is_cheaper", lambda *_: not gathered)
+    monkeypatch.setattr("raysrec.losses.candidates.VALUES_AT_ONCE", {"cpu": 2 * NEGATIVES * DIM})
     assert_equal_with_gradients(bpr_loss(*inputs[:3], negatives, inputs[3]), expected, inputs)
+
+
+class _Largest(TorchDispatchMode):
+    """How many values the largest floating-point tensor has that any operator makes."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = (each for each in tree_leaves(made) if isinstance(each, Tensor) and each.is_floating_point())
+        self.values = max(self.values, *(each.numel() for each in tensors), 0)
+        return made
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("shared", "num_negatives"), [(True, 300), (False, 40), (False, 2)])
+def test_scores_pass_through_memory_a_few_targets_at_a_time(
+    name: str, shared: bool, num_negatives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysrec.losses.candidates.VALUES_AT_ONCE", {"cpu": 3_000})
+    states, vectors = torch.randn(400, 4).requires_grad_(), torch.randn(900, 4).requires_grad_()
+    negatives = torch.randint(1, 900, (num_negatives,) if shared else (400, num_negatives))
+    with _Largest() as largest:
+        LOSSES[name](states, vectors, torch.arange(1, 401), negatives).backward()
+    assert largest.values == vectors.numel()  # its gradient
 
 
 def test_with_every_other_item_once_the_sampled_softmax_is_the_exact_one() -> None:

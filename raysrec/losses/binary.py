@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from raysrec.losses.candidates import score_candidates
+from raysrec.losses.candidates import Candidates, sum_over_targets
 
 
 def bce_loss(
@@ -33,8 +33,11 @@ def bce_loss(
     Source:
         Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018, equation 6.
     """
-    own, scores, counts = score_candidates(states, vectors, targets, negatives, bias)
-    return functional.softplus(-own).sum() + (functional.softplus(scores) * counts).sum()
+
+    def cost(seen: Candidates) -> Tensor:
+        return functional.softplus(-seen.own).sum() + (functional.softplus(seen.negative) * seen.counts).sum()
+
+    return sum_over_targets(cost, states, vectors, targets, negatives, bias)
 
 
 def gbce_loss(
@@ -74,8 +77,11 @@ def gbce_loss(
     """
     if not 0.0 <= calibration <= 1.0:
         raise ValueError(f"calibration={calibration}: it goes from 0 (binary cross-entropy) to 1 (fully calibrated)")
-    own, scores, counts = score_candidates(states, vectors, targets, negatives, bias)
     share = min(1.0, negatives.shape[-1] / max(1, len(vectors) - 2))
     beta = 1.0 - calibration * (1.0 - share)
-    terms = beta * functional.softplus(-own) + (functional.softplus(scores) * counts).sum(1)
-    return (terms / (1 + counts.sum(1))).sum()
+
+    def cost(seen: Candidates) -> Tensor:
+        terms = beta * functional.softplus(-seen.own) + (functional.softplus(seen.negative) * seen.counts).sum(1)
+        return (terms / (1 + seen.counts.sum(1))).sum()
+
+    return sum_over_targets(cost, states, vectors, targets, negatives, bias)

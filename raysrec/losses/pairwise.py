@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from raysrec.losses.candidates import score_candidates
+from raysrec.losses.candidates import Candidates, sum_over_targets
 
 
 def bpr_loss(
@@ -31,6 +31,9 @@ def bpr_loss(
         Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from Implicit Feedback",
         UAI 2009, with one negative.
     """
-    own, scores, counts = score_candidates(states, vectors, targets, negatives, bias)
-    terms = functional.softplus(scores - own[:, None]) * counts
-    return (terms.sum(1) / counts.sum(1).clamp_min(1)).sum()
+
+    def cost(seen: Candidates) -> Tensor:
+        terms = functional.softplus(seen.negative - seen.own[:, None]) * seen.counts
+        return (terms.sum(1) / seen.counts.sum(1).clamp_min(1)).sum()
+
+    return sum_over_targets(cost, states, vectors, targets, negatives, bias)

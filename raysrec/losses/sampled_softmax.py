@@ -3,9 +3,8 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from raysrec.losses.candidates import score_candidates
+from raysrec.losses.candidates import Candidates, sum_over_targets
 
 
 def sampled_softmax_loss(
@@ -47,8 +46,9 @@ def sampled_softmax_loss(
         as it is in Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys
         2019, and TensorFlow's `sampled_softmax_loss`.
     """
-    own, scores, counts = score_candidates(states, vectors, targets, negatives, bias)
-    if log_expected_counts is not None:
-        scores = scores - log_expected_counts
-    candidates = torch.cat((own[:, None], scores.masked_fill(~counts, -torch.inf)), dim=1)
-    return functional.cross_entropy(candidates, torch.zeros_like(targets), reduction="sum")
+
+    def cost(seen: Candidates) -> Tensor:
+        candidates = torch.cat((seen.own[:, None], seen.negative.masked_fill(~seen.counts, -torch.inf)), dim=1)
+        return (candidates.logsumexp(1) - seen.own).sum()
+
+    return sum_over_targets(cost, states, vectors, targets, negatives, bias, discounts=log_expected_counts)
