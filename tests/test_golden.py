@@ -1,4 +1,7 @@
-"""Our models against the authors' own code: the same random weights and histories give the same numbers.
+"""Our models against published code: the same random weights and histories give the same numbers.
+
+It is their authors' own, RecBole's for the models that RecBole has, and for LinRec and EchoMamba4Rec the copy with which
+RecGRELA's authors measured them.
 
 tests/golden/ holds the arrays and says in provenance.json where they come from; `tools/make_golden.py` makes them.
 Here stands in which of a model's forms the two must agree.
@@ -168,28 +171,28 @@ def test_caser_padded_on_the_left_is_recboles_where_there_is_no_padding() -> Non
     assert_close(scores_of(model_of("caser"), history), answer_of("caser", "scores")[:1])
 
 
-def test_linrec_unmasked_is_the_authors_model() -> None:
+def test_linrec_unmasked_is_the_copy_beside_recgrela() -> None:
     assert_agrees(model_of("linrec", form="unmasked"), "linrec")
 
 
-def test_linrec_unmasked_is_the_authors_model_in_a_batch_of_shorter_histories() -> None:
+def test_linrec_unmasked_is_the_copy_beside_recgrela_in_a_batch_of_shorter_histories() -> None:
     assert_agrees_in_a_shorter_batch(model_of("linrec", form="unmasked"), "linrec")
 
 
-def test_linrec_with_masked_padding_is_the_authors_model_where_there_is_none() -> None:
+def test_linrec_with_masked_padding_is_that_copy_where_there_is_none() -> None:
     assert_agrees_where_read(model_of("linrec"), "linrec")
 
 
 @pytest.mark.parametrize(("case", "num_layers"), [("echomamba4rec", 1), ("echomamba4rec-2-layers", 2)])
-def test_echomamba4rec_unmasked_is_the_authors_model(case: str, num_layers: int) -> None:
+def test_echomamba4rec_unmasked_is_the_copy_beside_recgrela(case: str, num_layers: int) -> None:
     assert_agrees(model_of(case, num_layers=num_layers, form="unmasked"), case)
 
 
-def test_echomamba4rec_unmasked_is_the_authors_model_in_a_batch_of_shorter_histories() -> None:
+def test_echomamba4rec_unmasked_is_the_copy_beside_recgrela_in_a_batch_of_shorter_histories() -> None:
     assert_agrees_in_a_shorter_batch(model_of("echomamba4rec", form="unmasked"), "echomamba4rec")
 
 
-def test_echomamba4rec_with_masked_padding_is_the_authors_model_where_there_is_none() -> None:
+def test_echomamba4rec_with_masked_padding_is_that_copy_where_there_is_none() -> None:
     assert_agrees_where_read(model_of("echomamba4rec"), "echomamba4rec")
 
 

@@ -252,6 +252,7 @@ CASES = [
     _of_recbole("gru4rec", code=f"{_SEQUENTIAL}/gru4rec.py:GRU4Rec", settings={**_GRU, "num_layers": 2}),
     _of_recbole("narm", code=f"{_SEQUENTIAL}/narm.py:NARM", settings={**_GRU, "n_layers": 1}),
     _of_recbole("caser", code=f"{_SEQUENTIAL}/caser.py:Caser", settings=_CASER),
+    # LinRec and EchoMamba4Rec: the copies beside RecGRELA, with which its authors measured them.
     Case(
         "linrec",
         code="TBI805/RecGRELA:model/LinRec.py:LinRec",

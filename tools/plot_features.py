@@ -47,6 +47,8 @@ class Features:
     rank: int
     effective_rank: float
     """Both the median over users."""
+    num_users: int
+    """How many users."""
 
 
 def main() -> int:
@@ -61,7 +63,7 @@ def main() -> int:
         return 1
     for panel in panels:
         print(f"{panel.name}: rank {panel.rank} of {panel.example.shape[1]}, effective rank {panel.effective_rank:.1f}")
-    draw(panels, given.users, given.tolerance, given.out)
+    draw(panels, given.tolerance, given.out)
     return 0
 
 
@@ -96,7 +98,7 @@ def features(run: RunDirectory, data: PreparedData, num_users: int, tolerance: f
     spectra = [torch.linalg.svdvals(matrix) for matrix in matrices]
     typical = statistics.median_high([rank(spectrum, tolerance) for spectrum in spectra])
     effective = statistics.median([effective_rank(spectrum) for spectrum in spectra])
-    return Features(run.path.absolute().name, matrices[0], typical, effective)
+    return Features(run.path.absolute().name, matrices[0], typical, effective, len(matrices))
 
 
 def longest_histories(run: RunDirectory, data: PreparedData, num_users: int) -> list[History]:
@@ -123,7 +125,7 @@ def effective_rank(spectrum: Tensor) -> float:
     return float(torch.exp(torch.special.entr(shares).sum()))
 
 
-def draw(panels: list[Features], num_users: int, tolerance: float, out: Path) -> None:
+def draw(panels: list[Features], tolerance: float, out: Path) -> None:
     """Write one heat map per panel, side by side."""
     import matplotlib
 
@@ -145,7 +147,7 @@ def draw(panels: list[Features], num_users: int, tolerance: float, out: Path) ->
         figure.colorbar(image, ax=axis, shrink=0.6)
     axes[0][0].set_ylabel("position in the history")
     figure.suptitle(
-        f"States of the same test user by each model\nranks: medians of {num_users} users, "
+        f"States of the same test user by each model\nranks: medians of {panels[0].num_users} users, "
         f"singular values above {tolerance:g} of the largest",
         fontsize="medium",
     )
