@@ -218,15 +218,16 @@ def test_mamba4rec_is_as_its_paper_says():
     assert amazon == model.model_copy(update={"dropout": 0.4, "max_length": 50})
 
 
-def test_on_movielens_every_model_has_its_papers_dropout_and_a_data_set_may_ask_for_more():
+def test_every_model_has_its_papers_dropout_and_a_data_set_may_ask_for_another():
     dropouts = {
         **dict.fromkeys(["sasrec", "bert4rec", "lrurec", "mamba4rec", "recmamba", "linrec"], 0.2),
         **dict.fromkeys(["echomamba4rec", "eulerformer", "recblr", "sigma"], 0.2),
     }
     dropouts |= {"recgrela": 0.1, "caser": 0.4, "gru4rec": 0.3, "narm": 0.25}
-    assert {name: shipped("ml-1m", f"models/{name}").model.dropout for name in dropouts} == dropouts
+    assert {name: shipped("ml-20m", f"models/{name}").model.dropout for name in dropouts} == dropouts
     assert {name: MODELS[name].Config(name=name).dropout for name in dropouts} == dropouts
     assert shipped("amazon-beauty", "models/mamba4rec").model.dropout == 0.4
+    assert shipped("ml-1m", "models/mamba4rec").model.dropout == 0.1
 
 
 def test_recgrela_is_as_its_paper_says():
