@@ -79,7 +79,7 @@ class ItemDistribution:
         rows = torch.arange(shape[0], device=exclude.device) if rows is None else rows
         if len(shape) != 2 or shape[0] != len(rows):
             raise ValueError(f"a sample of shape {shape} has no row for each of {len(rows)} targets with exclusions")
-        holes = _Holes(self, exclude, rows)
+        holes = _holes(self, exclude, rows)
         left = (self.total - holes.removed)[:, None]  # [P 1]
         positions = self._positions(left.expand(shape), generator)
         nothing_left = left == 0
@@ -98,33 +98,57 @@ class ItemDistribution:
         return items.clamp_max(len(self.weights) - 1)
 
 
-class _Holes:
-    """The stretches of a distribution that each target leaves out."""
+class _Holes(NamedTuple):
+    """The stretches of a distribution that each target leaves out.
 
-    def __init__(self, distribution: ItemDistribution, exclude: Int[Tensor, "E 2"], rows: Int[Tensor, " P"]) -> None:
-        # Rows are numbered anew, 0, 1, ..., so that all of them fit on one line, and one search does for all.
-        distinct, numbers = torch.unique(torch.cat((rows, exclude[:, 0])), return_inverse=True)
-        width = len(distribution.weights)
-        holes = torch.unique(numbers[len(rows) :] * width + exclude[:, 1])
-        row, item = holes // width, holes % width
-        self.weight_before = F.pad(distribution.weights[item].cumsum(0), (1, 0))
-        """Weight of the first 0..E holes."""
-        ends = torch.searchsorted(row, torch.arange(len(distinct), device=row.device), right=True)
-        end_of_row = self.weight_before[F.pad(ends, (1, 0))]
-        self.start, end = end_of_row[numbers[: len(rows)]], end_of_row[numbers[: len(rows)] + 1]
-        """Weight of the holes of all rows before each target's."""
-        self.removed = end - self.start
-        """Weight of each target's own holes."""
-        stride = distribution.total + 1
-        removed_within = self.weight_before[1:] - end_of_row[row]
-        self.left_below = distribution.cumulative[item] - removed_within + row * stride
-        """How much is left below each hole."""
-        self.offsets = (numbers[: len(rows)] * stride)[:, None]
+    With weights 3, 1, 2 and item 2 left out, what is left has the positions 0..4, and the hole at 3 is 1 wide:
+
+        whole    0 1 2 3 4 5        left     0 1 2   3 4
+        item     1 1 1 2 3 3        item     1 1 1   3 3
+
+    So a position of what is left lies in the whole behind all holes that begin at it or below: 3 becomes 4. Rows
+    differ in their holes; each has a stretch of one common line, so that one search does for all targets.
+    """
+
+    begins_at: Int[Tensor, " E"]
+    """Where each hole begins on the line, counted in what is left; ascending."""
+    weight_before: Int[Tensor, " E+1"]
+    """Weight of the first 0..E holes together."""
+    row_begins_at: Int[Tensor, " P"]
+    """Where the row of each target begins on the line."""
+    weight_before_row: Int[Tensor, " P"]
+    """Weight of all holes of the rows before it."""
+    removed: Int[Tensor, " P"]
+    """Weight of its own holes."""
 
     def widen(self, positions: Int[Tensor, "P C"]) -> Int[Tensor, "P C"]:
         """Positions among what is left to a target, as positions in the whole."""
-        below = torch.searchsorted(self.left_below, positions + self.offsets, right=True)
-        return positions + self.weight_before[below] - self.start[:, None]
+        below = torch.searchsorted(self.begins_at, positions + self.row_begins_at[:, None], right=True)
+        return positions + self.weight_before[below] - self.weight_before_row[:, None]
+
+
+def _holes(distribution: ItemDistribution, exclude: Int[Tensor, "E 2"], rows: Int[Tensor, " P"]) -> _Holes:
+    """Those of targets of these rows, by the pairs (row, item) that are excluded, in any order and repeated or not."""
+    # Rows are numbered anew, 0, 1, ..., so that the line is no longer than it must be.
+    names, numbers = torch.unique(torch.cat((rows, exclude[:, 0])), return_inverse=True)
+    of_target, of_pair = numbers[: len(rows)], numbers[len(rows) :]
+    width = len(distribution.weights)
+    distinct = torch.unique(of_pair * width + exclude[:, 1])  # by row, then by item
+    row, item = distinct // width, distinct % width
+    weight_before = F.pad(distribution.weights[item].cumsum(0), (1, 0))
+    holes_before_row = torch.searchsorted(row, torch.arange(len(names) + 1, device=row.device))
+    weight_before_row = weight_before[holes_before_row]
+    stretch = distribution.total + 1  # of a row's line: one more than what could be left, so that rows cannot touch
+    # The distribution function at an item is where its stretch ends, which is where it begins once it is taken out,
+    # its own weight and that of the row's earlier holes.
+    left_below = distribution.cumulative[item] - (weight_before[1:] - weight_before_row[row])
+    return _Holes(
+        begins_at=row * stretch + left_below,
+        weight_before=weight_before,
+        row_begins_at=of_target * stretch,
+        weight_before_row=weight_before_row[of_target],
+        removed=weight_before_row[of_target + 1] - weight_before_row[of_target],
+    )
 
 
 def uniform(num_items: int) -> ItemDistribution:

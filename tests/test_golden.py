@@ -1,7 +1,7 @@
 """Our models against published code: the same random weights and histories give the same numbers.
 
-It is their authors' own, RecBole's for the models that RecBole has, and for LinRec and EchoMamba4Rec the copy with which
-RecGRELA's authors measured them.
+It is their authors' own, RecBole's for the models that RecBole has, and for LinRec and EchoMamba4Rec the copy with
+which RecGRELA's authors measured them.
 
 tests/golden/ holds the arrays and says in provenance.json where they come from; `tools/make_golden.py` makes them.
 Here stands in which of a model's forms the two must agree.

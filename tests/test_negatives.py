@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raysrec.losses import sampled_softmax_loss, softmax_loss
-from raysrec.negatives import in_batch, popularity, uniform
+from raysrec.negatives import ItemDistribution, _holes, in_batch, popularity, uniform
 
 COUNTS = torch.tensor([99, 50, 20, 10, 5, 5, 3, 1, 1, 0])
 """Of items 1..9; the first entry is padding's, the last item never occurs."""
@@ -84,6 +84,22 @@ def test_nothing_excluded_is_ever_drawn(data: st.DataObject) -> None:
         allowed = set(range(1, num_items + 1)) - set(excluded.tolist())
         assert set(items.tolist()) <= (allowed or {0})
         assert bool(log_probabilities.isfinite().all()) == bool(allowed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_what_is_left_is_the_whole_without_the_holes_position_by_position(data: st.DataObject) -> None:
+    weights = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+    pair = st.tuples(st.integers(0, 3), st.integers(0, len(weights)))
+    exclude = data.draw(st.lists(pair, min_size=1, max_size=12))
+    rows = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+    holes = _holes(ItemDistribution(torch.tensor(weights)), torch.tensor(exclude), torch.tensor(rows))
+    item_at = [item for item, weight in enumerate(weights, start=1) for _ in range(weight)]
+    for target, row in enumerate(rows):
+        left = [position for position, item in enumerate(item_at) if (row, item) not in exclude]
+        assert int(holes.removed[target]) == len(item_at) - len(left)
+        positions = torch.arange(len(left)).expand(len(rows), -1)
+        assert holes.widen(positions)[target].tolist() == left
 
 
 def test_several_targets_may_share_a_row_of_exclusions() -> None:
