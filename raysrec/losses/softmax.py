@@ -159,84 +159,76 @@ def _loss_and_gradients(
     grad_vectors = vectors.new_zeros(vectors.shape, dtype=dtype) if learning else None
     grad_bias = bias.new_zeros(bias.shape, dtype=dtype) if learning and bias is not None else None
     losses = states.new_zeros(states.shape[0], dtype=dtype)
+    items = _slices(len(table), chunks.items)
     buffer = states.new_empty(min(chunks.targets, states.shape[0]) * min(chunks.items, len(table)), dtype=dtype)
     for rows in _slices(states.shape[0], chunks.targets):
-        part = _TargetChunk(states[rows].to(dtype), classes[rows], table, offsets, chunks.items, buffer)
-        losses[rows] = part.losses()
-        if grad_states is not None and grad_vectors is not None:
-            grad_states[rows] = part.gradients(grad_vectors[first:], None if grad_bias is None else grad_bias[first:])
+        part, own = states[rows].to(dtype), classes[rows]
+        columns = (BITS_PER_NAT * part.T).contiguous()  # [D p]
+        sums = _sums_of_powers(columns, table, offsets, items, buffer)
+        losses[rows] = (sums.largest + sums.total.log2()) / BITS_PER_NAT - _own_scores(part, own, table, offsets)
+        if grad_states is None or grad_vectors is None:
+            continue
+        # The gradient of a score is its probability, minus one at the target. Both corrections of the powers, the
+        # division by their sum and the minus one, are made on the small sides of the products.
+        weights = sums.total.reciprocal()
+        weighted = part * weights[:, None]
+        grad_columns = torch.zeros_like(columns)
+        for chunk in items:
+            powers = sums.powers
+            if powers is None:
+                powers = _scores(columns, table, offsets, chunk, buffer).sub_(sums.largest).exp2_()
+            grad_columns.addmm_(table[chunk].T, powers)
+            grad_vectors[first:][chunk].addmm_(powers, weighted)
+            if grad_bias is not None:
+                grad_bias[first:][chunk].addmv_(powers, weights)
+        grad_states[rows] = (grad_columns * weights).T - table.index_select(0, own)
+        grad_vectors[first:].index_add_(0, own, part, alpha=-1)
+        if grad_bias is not None:
+            grad_bias[first:].index_add_(0, own, torch.ones_like(weights), alpha=-1)
     return losses.sum(), grad_states, grad_vectors, grad_bias
 
 
-class _TargetChunk:
-    """Some targets against all items: their losses first, then what they add to the gradients.
+class _Sums(NamedTuple):
+    """What some targets' scores of all items come to, in bits: powers of two take a third of the time of those of e."""
 
-    Scores stand as [items, targets], which is the layout in which the three matrix products are fastest on a CPU, and
-    count bits, not nats: there, powers of two take a third of the time of those of e.
-    """
+    largest: Float[Tensor, " p"]
+    """The largest score."""
+    total: Float[Tensor, " p"]
+    """The sum of 2^(score - largest)."""
+    powers: Float[Tensor, "N p"] | None
+    """These powers themselves, if all items fit into the buffer at once; they stay there until it is used again."""
 
-    def __init__(
-        self,
-        states: Tensor,
-        classes: Tensor,
-        table: Tensor,
-        offsets: Tensor | None,
-        items_per_chunk: int,
-        buffer: Tensor,
-    ) -> None:
-        self.states, self.classes, self.table, self.offsets, self.buffer = states, classes, table, offsets, buffer
-        self.columns = (BITS_PER_NAT * states.T).contiguous()  # [D p]
-        self.chunks = _slices(len(table), items_per_chunk)
-        # Running over the chunks of items: the largest score, and the sum of 2^(score - largest).
-        self.largest = states.new_full((len(states),), -torch.inf)
-        self.total = states.new_zeros(len(states))
 
-    def losses(self) -> Tensor:
-        """Log of the sum of all powers, minus the target's own score, in nats."""
-        for items in self.chunks:
-            scores = self._scores(items)
-            largest = torch.maximum(self.largest, scores.amax(0))
-            self.total.mul_(self.largest.sub_(largest).exp2_()).add_(scores.sub_(largest).exp2_().sum(0))
-            self.largest = largest
-        own = BITS_PER_NAT * (self.states * self.table.index_select(0, self.classes)).sum(1)
-        if self.offsets is not None:
-            own += self.offsets.index_select(0, self.classes)
-        return (self.largest + self.total.log2() - own) / BITS_PER_NAT
+def _sums_of_powers(
+    columns: Float[Tensor, "D p"],
+    table: Float[Tensor, "N D"],
+    offsets: Float[Tensor, " N"] | None,
+    items: list[slice],
+    buffer: Float[Tensor, " B"],
+) -> _Sums:
+    """Go through the chunks of items with a running maximum and a running sum."""
+    largest, total = columns.new_full((columns.shape[1],), -torch.inf), columns.new_zeros(columns.shape[1])
+    powers = None
+    for chunk in items:
+        scores = _scores(columns, table, offsets, chunk, buffer)
+        larger = torch.maximum(largest, scores.amax(0))
+        powers = scores.sub_(larger).exp2_()
+        total.mul_(largest.sub_(larger).exp2_()).add_(powers.sum(0))
+        largest = larger
+    return _Sums(largest, total, powers if len(items) == 1 else None)
 
-    def gradients(self, grad_table: Tensor, grad_offsets: Tensor | None) -> Tensor:
-        """Add to the gradients of the table and the offsets, and return that of the states.
 
-        The gradient of a score is its probability, minus one at the target. Both corrections of the powers,
-        the division by their sum and the minus one, are made on the small sides of the products.
-        """
-        weights = self.total.reciprocal()
-        weighted = self.states * weights[:, None]
-        grad_columns = torch.zeros_like(self.columns)
-        for items in self.chunks:
-            powers = self._powers(items)  # [items p]
-            grad_columns.addmm_(self.table[items].T, powers)
-            grad_table[items].addmm_(powers, weighted)
-            if grad_offsets is not None:
-                grad_offsets[items].addmv_(powers, weights)
-        grad_table.index_add_(0, self.classes, self.states, alpha=-1)
-        if grad_offsets is not None:
-            grad_offsets.index_add_(0, self.classes, torch.ones_like(weights), alpha=-1)
-        return (grad_columns * weights).T - self.table.index_select(0, self.classes)
+def _scores(columns: Tensor, table: Tensor, offsets: Tensor | None, chunk: slice, buffer: Tensor) -> Tensor:
+    """Scores in bits as [items, targets], in which layout the three matrix products are fastest on a CPU."""
+    shape = chunk.stop - chunk.start, columns.shape[1]
+    scores = torch.mm(table[chunk], columns, out=buffer[: shape[0] * shape[1]].view(shape))
+    return scores if offsets is None else scores.add_(offsets[chunk, None])
 
-    def _powers(self, items: slice) -> Tensor:
-        """2^(score - largest); when all items are one chunk, `losses` has left them in the buffer."""
-        if len(self.chunks) == 1:
-            return self._view(items)
-        return self._scores(items).sub_(self.largest).exp2_()
 
-    def _scores(self, items: slice) -> Tensor:
-        scores = torch.mm(self.table[items], self.columns, out=self._view(items))
-        return scores if self.offsets is None else scores.add_(self.offsets[items, None])
-
-    def _view(self, items: slice) -> Tensor:
-        """The part of the buffer that holds the scores of these items."""
-        shape = items.stop - items.start, len(self.states)
-        return self.buffer[: shape[0] * shape[1]].view(shape)
+def _own_scores(states: Tensor, classes: Tensor, table: Tensor, offsets: Tensor | None) -> Float[Tensor, " p"]:
+    """The targets' scores, in nats."""
+    scores = (states * table.index_select(0, classes)).sum(1)
+    return scores if offsets is None else scores + offsets.index_select(0, classes) / BITS_PER_NAT
 
 
 def _slices(length: int, step: int) -> list[slice]:
