@@ -5,12 +5,13 @@ scored, judged and learned from, and only the gradients stay.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from raysrec.losses.gradients import Gradients, with_gradients
 
 VALUES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 """About how many scores, or values of gathered vectors, are made at once: few stay in a cache, many fill a GPU."""
@@ -38,9 +39,6 @@ def sum_over_targets(
 ) -> Float[Tensor, ""]:
     """What all targets cost, in bounded memory.
 
-    Scores and sums are float32 (float64 for float64 inputs) whatever the precision and autocast. Gradients are made
-    with the value, so that backward only scales them; without grad mode they are not.
-
     Args:
         cost: The summed cost of some targets. It must treat each target by itself, for it sees a few at a time.
         states: The state at each position that has a target.
@@ -55,10 +53,40 @@ def sum_over_targets(
     """
     check_ids(targets, 1, len(vectors) - 1, "targets")
     check_ids(negatives, 0, len(vectors) - 1, "negatives")
-    # Inside a Function's forward grad mode is always off, so the caller's is looked up here.
-    learning = torch.is_grad_enabled()
-    total: Tensor = _Sum.apply(states, vectors, bias, targets, negatives, discounts, cost, learning)  # type: ignore[no-untyped-call]
-    return total
+
+    def loss(states: Tensor, table: Tensor, bias: Tensor | None, gradients: Gradients | None) -> Tensor:
+        scores = _scores_of(negatives, table)
+        targets_at_once = max(1, VALUES_AT_ONCE[states.device.type] // max(1, scores.values_per_target))
+        total = states.new_zeros(())
+        for start in range(0, len(targets), targets_at_once):
+            rows = slice(start, min(start + targets_at_once, len(targets)))
+            own_items, others = targets[rows], negatives if negatives.ndim == 1 else negatives[rows]
+            own_vectors = table[own_items]
+            own = (states[rows] * own_vectors).sum(1)
+            negative = scores.of(states[rows], rows)
+            if bias is not None:
+                own, negative = own + bias[own_items], negative.add_(bias[others])
+            if discounts is not None:
+                negative = negative.sub_(discounts if discounts.ndim == 1 else discounts[rows])
+            counts = (others != 0) & (others != own_items[:, None])
+            if gradients is None:
+                total += cost(Candidates(own, negative, counts))
+                continue
+            with torch.enable_grad():
+                learned = own.requires_grad_(), negative.requires_grad_()
+                costs = cost(Candidates(*learned, counts))
+            total += costs.detach()
+            own_slopes, slopes = torch.autograd.grad(costs, learned)
+            gradients.states[rows] = scores.learn(slopes, states[rows], rows, gradients.vectors)
+            gradients.states[rows] += own_slopes[:, None] * own_vectors
+            gradients.vectors.index_add_(0, own_items, own_slopes[:, None] * states[rows])
+            if gradients.bias is not None:
+                gradients.bias.index_add_(0, own_items, own_slopes)
+                each = slopes.sum(0) if others.ndim == 1 else slopes
+                gradients.bias.index_add_(0, others.flatten(), each.flatten())
+        return total
+
+    return with_gradients(loss, states, vectors, bias)
 
 
 def check_ids(ids: Int[Tensor, "..."], low: int, high: int, what: str) -> None:
@@ -73,92 +101,6 @@ def check_ids(ids: Int[Tensor, "..."], low: int, high: int, what: str) -> None:
     if lowest < low or highest > high:
         reason = "; 0 is padding: leave those positions out" if low == 1 else ""
         raise ValueError(f"{what} are {lowest}..{highest}, but must be items {low}..{high}{reason}")
-
-
-class _Sum(torch.autograd.Function):
-    """Makes value and gradients in `forward`, and scales the gradients in `backward`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        vectors: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        negatives: Tensor,
-        discounts: Tensor | None,
-        cost: Callable[[Candidates], Tensor],
-        learning: bool,
-    ) -> Tensor:
-        dtype = torch.promote_types(torch.promote_types(states.dtype, vectors.dtype), torch.float32)
-        # Autocast would turn the float32 products back into bfloat16.
-        with torch.autocast(states.device.type, enabled=False):
-            total, gradients = _total_and_gradients(
-                cost,
-                states.to(dtype),
-                vectors.to(dtype),
-                None if bias is None else bias.to(dtype),
-                targets,
-                negatives,
-                discounts,
-                learning=learning,
-            )
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if given is None else given.dtype for given in (states, vectors, bias)]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (
-            None if gradient is None else (gradient * grad_output).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return *scaled, None, None, None, None, None
-
-
-def _total_and_gradients(
-    cost: Callable[[Candidates], Tensor],
-    states: Tensor,
-    table: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    negatives: Tensor,
-    discounts: Tensor | None,
-    *,
-    learning: bool,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The sum and, if learning, its gradients for states, table and bias."""
-    grad_states, grad_table = (torch.zeros_like(each) if learning else None for each in (states, table))
-    grad_bias = torch.zeros_like(bias) if learning and bias is not None else None
-    scores = _scores_of(negatives, table)
-    total = states.new_zeros(())
-    targets_at_once = max(1, VALUES_AT_ONCE[states.device.type] // max(1, scores.values_per_target))
-    for start in range(0, len(targets), targets_at_once):
-        rows = slice(start, min(start + targets_at_once, len(targets)))
-        own_items, others = targets[rows], negatives if negatives.ndim == 1 else negatives[rows]
-        own_vectors = table[own_items]
-        own = (states[rows] * own_vectors).sum(1)
-        negative = scores.of(states[rows], rows)
-        if bias is not None:
-            own, negative = own + bias[own_items], negative.add_(bias[others])
-        if discounts is not None:
-            negative = negative.sub_(discounts if discounts.ndim == 1 else discounts[rows])
-        counts = (others != 0) & (others != own_items[:, None])
-        if grad_states is None or grad_table is None:
-            total += cost(Candidates(own, negative, counts))
-            continue
-        with torch.enable_grad():
-            learned = own.requires_grad_(), negative.requires_grad_()
-            costs = cost(Candidates(*learned, counts))
-        total += costs.detach()
-        own_slopes, slopes = torch.autograd.grad(costs, learned)
-        grad_states[rows] = scores.learn(slopes, states[rows], rows, grad_table) + own_slopes[:, None] * own_vectors
-        grad_table.index_add_(0, own_items, own_slopes[:, None] * states[rows])
-        if grad_bias is not None:
-            grad_bias.index_add_(0, own_items, own_slopes)
-            grad_bias.index_add_(0, others.flatten(), (slopes.sum(0) if others.ndim == 1 else slopes).flatten())
-    return total, [grad_states, grad_table, grad_bias]
 
 
 class _SharedScores:

@@ -6,15 +6,15 @@ processor's cache. Where the catalogue is too long for that, it is cut into chun
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from raysrec.losses.candidates import check_ids
+from raysrec.losses.gradients import Gradients, with_gradients
 
 BITS_PER_NAT = math.log2(math.e)
 
@@ -53,9 +53,13 @@ def softmax_loss(
     first = 0 if padding_class else 1
     automatic = chunk_sizes(len(targets), max(1, len(vectors) - first), on_gpu=vectors.is_cuda)
     chunks = ChunkSizes(targets_per_chunk or automatic.targets, items_per_chunk or automatic.items)
-    # Inside a Function's forward grad mode is always off, so the caller's is looked up here.
-    loss: Tensor = _SoftmaxLoss.apply(states, vectors, targets, bias, first, chunks, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return loss
+
+    def loss(states: Tensor, vectors: Tensor, bias: Tensor | None, gradients: Gradients | None) -> Tensor:
+        table, offsets = vectors[first:], None if bias is None else bias[first:]
+        of_classes = None if gradients is None else gradients.without_first(first)
+        return _softmax_loss(states, table, targets - first, offsets, chunks, of_classes)
+
+    return with_gradients(loss, states, vectors, bias)
 
 
 def softmax_loss_reference(
@@ -104,69 +108,25 @@ def chunk_sizes(num_targets: int, num_items: int, *, on_gpu: bool = False) -> Ch
     return ChunkSizes(targets, min(num_items, max(2048, preferred // targets)))
 
 
-class _SoftmaxLoss(torch.autograd.Function):
-    """Makes value and gradients in `forward`, and scales the gradients in `backward`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        vectors: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        first: int,
-        chunks: ChunkSizes,
-        learning: bool,
-    ) -> Tensor:
-        # Autocast would turn the float32 products back into bfloat16.
-        with torch.autocast(states.device.type, enabled=False):
-            loss, *gradients = _loss_and_gradients(states, vectors, targets, bias, first, chunks, learning=learning)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if given is None else given.dtype for given in (states, vectors, bias)]
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        # On a GPU the comparison would wait for the device, and the product costs less than that.
-        unscaled = not grad_output.is_cuda and bool(grad_output == 1)
-        states, vectors, bias = (
-            None if gradient is None else (gradient if unscaled else gradient * grad_output).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return states, vectors, None, bias, None, None, None
-
-
-def _loss_and_gradients(
-    states: Tensor,
-    vectors: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    first: int,
+def _softmax_loss(
+    states: Float[Tensor, "P D"],
+    table: Float[Tensor, "N D"],
+    classes: Int[Tensor, " P"],
+    bias: Float[Tensor, " N"] | None,
     chunks: ChunkSizes,
-    *,
-    learning: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss and, if learning, its gradients for states, vectors and bias, in the precision they are summed in.
-
-    The classes are the rows from `first` on.
-    """
-    dtype = torch.promote_types(torch.promote_types(states.dtype, vectors.dtype), torch.float32)
-    table = vectors[first:].to(dtype)
-    offsets = None if bias is None else BITS_PER_NAT * bias[first:].to(dtype)
-    classes = targets - first
-    grad_states = states.new_empty(states.shape, dtype=dtype) if learning else None
-    grad_vectors = vectors.new_zeros(vectors.shape, dtype=dtype) if learning else None
-    grad_bias = bias.new_zeros(bias.shape, dtype=dtype) if learning and bias is not None else None
-    losses = states.new_zeros(states.shape[0], dtype=dtype)
+    gradients: Gradients | None,
+) -> Float[Tensor, ""]:
+    """The loss where every row of the table is a class, with its gradients if they are wanted."""
+    offsets = None if bias is None else BITS_PER_NAT * bias
     items = _slices(len(table), chunks.items)
-    buffer = states.new_empty(min(chunks.targets, states.shape[0]) * min(chunks.items, len(table)), dtype=dtype)
-    for rows in _slices(states.shape[0], chunks.targets):
-        part, own = states[rows].to(dtype), classes[rows]
+    buffer = states.new_empty(min(chunks.targets, len(states)) * min(chunks.items, len(table)))
+    losses = states.new_zeros(len(states))
+    for rows in _slices(len(states), chunks.targets):
+        part, own = states[rows], classes[rows]
         columns = (BITS_PER_NAT * part.T).contiguous()  # [D p]
         sums = _sums_of_powers(columns, table, offsets, items, buffer)
-        losses[rows] = (sums.largest + sums.total.log2()) / BITS_PER_NAT - _own_scores(part, own, table, offsets)
-        if grad_states is None or grad_vectors is None:
+        losses[rows] = (sums.largest + sums.total.log2()) / BITS_PER_NAT - _own_scores(part, own, table, bias)
+        if gradients is None:
             continue
         # The gradient of a score is its probability, minus one at the target. Both corrections of the powers, the
         # division by their sum and the minus one, are made on the small sides of the products.
@@ -178,14 +138,14 @@ def _loss_and_gradients(
             if powers is None:
                 powers = _scores(columns, table, offsets, chunk, buffer).sub_(sums.largest).exp2_()
             grad_columns.addmm_(table[chunk].T, powers)
-            grad_vectors[first:][chunk].addmm_(powers, weighted)
-            if grad_bias is not None:
-                grad_bias[first:][chunk].addmv_(powers, weights)
-        grad_states[rows] = (grad_columns * weights).T - table.index_select(0, own)
-        grad_vectors[first:].index_add_(0, own, part, alpha=-1)
-        if grad_bias is not None:
-            grad_bias[first:].index_add_(0, own, torch.ones_like(weights), alpha=-1)
-    return losses.sum(), grad_states, grad_vectors, grad_bias
+            gradients.vectors[chunk].addmm_(powers, weighted)
+            if gradients.bias is not None:
+                gradients.bias[chunk].addmv_(powers, weights)
+        gradients.states[rows] = (grad_columns * weights).T - table.index_select(0, own)
+        gradients.vectors.index_add_(0, own, part, alpha=-1)
+        if gradients.bias is not None:
+            gradients.bias.index_add_(0, own, torch.ones_like(weights), alpha=-1)
+    return losses.sum()
 
 
 class _Sums(NamedTuple):
@@ -225,10 +185,10 @@ def _scores(columns: Tensor, table: Tensor, offsets: Tensor | None, chunk: slice
     return scores if offsets is None else scores.add_(offsets[chunk, None])
 
 
-def _own_scores(states: Tensor, classes: Tensor, table: Tensor, offsets: Tensor | None) -> Float[Tensor, " p"]:
+def _own_scores(states: Tensor, classes: Tensor, table: Tensor, bias: Tensor | None) -> Float[Tensor, " p"]:
     """The targets' scores, in nats."""
     scores = (states * table.index_select(0, classes)).sum(1)
-    return scores if offsets is None else scores + offsets.index_select(0, classes) / BITS_PER_NAT
+    return scores if bias is None else scores + bias.index_select(0, classes)
 
 
 def _slices(length: int, step: int) -> list[slice]:
