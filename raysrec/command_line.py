@@ -20,7 +20,7 @@ from raysrec.errors import LastingError
 from raysrec.models import MODELS
 from raysrec.place import AnyPath, Place
 from raysrec.schema import Section
-from raysrec.stopping import ends_when_terminated
+from raysrec.stopping import INTERRUPTED, ends_when_terminated
 
 
 class ConfigError(LastingError):
@@ -103,7 +103,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
     """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2.
 
-    Ended by SIGTERM, at whatever point, it exits with `STOPPED`.
+    Ended by SIGTERM, at whatever point, it exits with `STOPPED`; by Ctrl-C, with `INTERRUPTED`.
     """
     try:
         with ends_when_terminated():
@@ -113,6 +113,9 @@ def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

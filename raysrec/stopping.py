@@ -12,6 +12,9 @@ from typing import NoReturn
 STOPPED = 143
 """Exit status of a command that was asked to end and can go on, as of a process that SIGTERM ended."""
 
+INTERRUPTED = 130
+"""The same of one that Ctrl-C ended."""
+
 
 class StopRequest:
     """Whether the end was asked for, and by which signal."""

@@ -446,6 +446,10 @@ def test_what_a_user_can_mend_is_printed_and_what_nobody_foresaw_keeps_its_trace
         assert capsys.readouterr().err == "error: mend this\n"
     with pytest.raises(RuntimeError, match="a bug"):
         fail_with(RuntimeError("a bug"))
+    with pytest.raises(SystemExit) as stopped:
+        fail_with(KeyboardInterrupt())
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def test_training_with_a_bad_config_ends_in_one_line_and_never_touches_ray(tmp_path):

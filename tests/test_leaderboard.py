@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from raysrec.models import MODELS
+from raysrec.stopping import ends_when_terminated
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -109,13 +110,9 @@ time.sleep(60)
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `main` has it
     threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            leaderboard.run_for([sys.executable, "-c", script], 60.0, log)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit), ends_when_terminated():
+        leaderboard.run_for([sys.executable, "-c", script], 60.0, log)
     assert log.read_text().splitlines() == ["begun", "gently"]
 
 

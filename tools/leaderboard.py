@@ -243,7 +243,6 @@ def _published(data: str) -> dict[str, list[str]]:
 
 def main(arguments: argparse.Namespace) -> None:
     """Check every configuration, train, print."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run that is under way is stopped too
     for data in arguments.data:
         for model in arguments.models:
             for job in jobs_of(arguments, data, model):
