@@ -111,11 +111,12 @@ def jobs_to_do(arguments: argparse.Namespace) -> Iterator[Job]:
     for seed in range(arguments.seeds):
         for data in arguments.data:
             for model in arguments.models:
-                first, job = (jobs_of(arguments, data, model)[at] for at in (0, seed))
+                first, *_ = jobs = jobs_of(arguments, data, model)
+                if jobs[seed].run.metrics() is not None:
+                    continue
                 record = first.run.metrics()
-                wanted = seed == 0 or (record and record["training"]["cpu_seconds"] < arguments.seeds_below)
-                if wanted and job.run.metrics() is None:
-                    yield job
+                if seed == 0 or (record and record["training"]["cpu_seconds"] < arguments.seeds_below):
+                    yield jobs[seed]
 
 
 def train_all(arguments: argparse.Namespace) -> list[str]:
