@@ -93,7 +93,7 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
         yield "memory", str(estimate(config, data, model, on_gpu=use_gpu))
     else:
         yield "model", config.model.name
-    cut = f", windows {train.windows}" if train.supervision == "every_position" else ""
+    cut = f", windows {train.windows}" if train.supervision != "last_position" else ""
     yield "supervision", f"{train.supervision}{cut}, histories of up to {config.model.max_length} items"
     stage = f", ZeRO stage {config.engine.zero_stage}" if config.engine.name == "deepspeed" else ""
     precision = config.engine.precision

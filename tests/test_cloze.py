@@ -62,6 +62,17 @@ def test_rows_hold_every_item_to_learn_from_once_and_no_held_out_one(histories):
     assert sorted(seen[seen != 0].tolist()) == sorted(set(histories.items.tolist()) - set(held_out))
 
 
+def test_each_item_to_learn_from_ends_one_row_where_rows_are_prefixes(histories):
+    batches = epoch(histories, 0, windows="prefixes")
+    last = [
+        int(row[length - 1])
+        for b in batches
+        for row, length in zip(b.history.items.where(b.targets == 0, b.targets), b.history.lengths, strict=True)
+    ]
+    held_out = [int(histories.items[stop - back]) for stop in histories.offsets[1:] for back in (1, 2)]
+    assert sorted(last) == sorted(set(histories.items.tolist()) - set(held_out))
+
+
 def test_micro_batches_change_no_target(histories):
     def targets(tokens):
         batches = epoch(histories, 3, micro_batch_tokens=tokens)

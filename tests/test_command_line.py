@@ -241,8 +241,8 @@ def test_keys_of_another_model_are_refused_with_its_name():
         ),
         (
             ["train.prefixes_per_user=4"],
-            "train.prefixes_per_user=4 is for train.supervision=last_position, and every_position has no prefixes; "
-            "drop it",
+            "train.prefixes_per_user=4 is for train.supervision=last_position or train.windows=prefixes, and "
+            "every_position with windows=tile has no prefixes; drop it",
         ),
         (
             ["loss.name=bce", "loss.sampling=in_batch"],

@@ -293,6 +293,7 @@ def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_pa
         ),
         ("train.optimizer=muon engine.name=deepspeed", "train.optimizer=muon needs whole matrices"),
         ("train.supervision=last_position train.windows=overlap", "train.windows=overlap is how rows are cut"),
+        ("train.windows=prefixes", "train.windows=prefixes would learn a target once for each prefix that holds it"),
         (
             "engine.name=deepspeed engine.extra.zero_optimization.stage=2",
             "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage",

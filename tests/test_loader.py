@@ -106,6 +106,7 @@ WAYS = [
     {},
     {"windows": "last"},
     {"supervision": "cloze"},
+    {"supervision": "cloze", "windows": "prefixes"},
     {"supervision": "last_position", "prefixes_per_user": 2},
 ]
 

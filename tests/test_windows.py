@@ -39,6 +39,17 @@ def test_prefixes_have_every_target_once_with_all_the_context_there_is(counts, m
     assert (windows.lengths == np.minimum(windows.stops, max_length)).all()
 
 
+@given(counts=counts_lists, max_length=st.integers(1, 20))
+def test_prefixes_that_learn_throughout_are_the_same_rows(counts, max_length):
+    rng = np.random.default_rng(0)
+    ends, throughout = (
+        Prefixes(counts, max_length, learn_throughout=yes, rng=rng).take(np.arange(counts.sum())) for yes in (False, True)
+    )
+    assert np.array_equal(throughout.starts, ends.starts)
+    assert np.array_equal(throughout.stops, ends.stops)
+    assert np.array_equal(throughout.num_targets, ends.lengths)
+
+
 @given(counts=counts_lists, per_user=st.integers(1, 70), seed=st.integers(0, 50))
 def test_a_few_prefixes_of_each_user_are_distinct(counts, per_user, seed):
     prefixes = Prefixes(counts, 10, per_user=per_user, rng=np.random.default_rng(seed))

@@ -85,12 +85,13 @@ class TrainConfig(Section):
     """`every_position`: one forward pass learns at each position (causal models only); `last_position`: one sample per
     prefix; `cloze`: items hidden among the others (models that fill gaps)."""
     prefixes_per_user: Literal["all"] | Count = "all"
-    """`last_position`: how many prefixes of a user an epoch learns from, drawn afresh each time."""
+    """Where a row is a prefix (`last_position`, `windows: prefixes`): how many of a user an epoch learns from, drawn
+    afresh each time."""
     cloze: ClozeConfig = ClozeConfig()
     """Which items `cloze` hides."""
-    windows: Literal["tile", "overlap", "last"] = "tile"
+    windows: Literal["tile", "overlap", "last", "prefixes"] = "tile"
     """How a history longer than `model.max_length` is cut: side by side at an offset drawn each epoch, overlapping by
-    half, or only the last window."""
+    half, or only the last window. `prefixes` (`cloze`): one row per item, up to it, as RecBole's BERT4Rec learns."""
     epochs: Count = 50
     """Passes over all targets, at most."""
     max_steps: Count | None = None

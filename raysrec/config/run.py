@@ -92,6 +92,11 @@ class RunConfig(Section):
                 f"train.supervision=cloze needs a model that fills gaps, and model.name={self.model.name} does not; "
                 f"set train.supervision={'every' if model.causal else 'last'}_position"
             )
+        if supervision == "every_position" and windows == "prefixes":
+            raise ValueError(
+                "train.windows=prefixes would learn a target once for each prefix that holds it, and "
+                "train.supervision=every_position learns it as well from one row; set train.windows=tile"
+            )
         if supervision == "last_position" and windows != "tile":
             raise ValueError(
                 f"train.windows={windows} is how rows are cut for train.supervision=every_position; "
@@ -104,10 +109,10 @@ class RunConfig(Section):
             )
         if supervision != "cloze" and self.train.cloze != ClozeConfig():
             raise ValueError(f"train.cloze is for train.supervision=cloze, and {supervision} hides nothing; drop it")
-        if supervision != "last_position" and self.train.prefixes_per_user != "all":
+        if supervision != "last_position" and windows != "prefixes" and self.train.prefixes_per_user != "all":
             raise ValueError(
-                f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position, and "
-                f"{supervision} has no prefixes; drop it"
+                f"train.prefixes_per_user={self.train.prefixes_per_user} is for train.supervision=last_position or "
+                f"train.windows=prefixes, and {supervision} with windows={windows} has no prefixes; drop it"
             )
 
 

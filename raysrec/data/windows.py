@@ -99,18 +99,25 @@ WINDOWS: dict[str, Callable[[IntArray, int, np.random.Generator], Windows]] = {
 
 
 class Prefixes:
-    """One window per target, which learns at its last position only; enumerated, never materialised.
+    """One window per position, which ends there; enumerated, never materialised.
 
     Args:
         counts: Training positions of each history.
         max_length: Longest prefix (L); older items are cut off.
         per_user: At most so many prefixes of each history, equally far apart from a random start, so that each
             target of the history is as likely as any other to be among them; None takes all.
+        learn_throughout: Learn at all positions of a prefix, not at its last alone.
         rng: Draws the starts.
     """
 
     def __init__(
-        self, counts: IntArray, max_length: int, *, per_user: int | None = None, rng: np.random.Generator
+        self,
+        counts: IntArray,
+        max_length: int,
+        *,
+        per_user: int | None = None,
+        learn_throughout: bool = False,
+        rng: np.random.Generator,
     ) -> None:
         taken = counts if per_user is None else np.minimum(counts, per_user)
         self._counts = counts
@@ -119,6 +126,7 @@ class Prefixes:
         self._distance = counts / np.maximum(taken, 1)
         self._starts = np.where(taken < counts, rng.random(len(counts)) * self._distance, 0.0)
         self._max_length = max_length
+        self._learn_throughout = learn_throughout
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -129,7 +137,8 @@ class Prefixes:
         turn = indices - self._firsts[rows]
         position = np.floor(turn * self._distance[rows] + self._starts[rows]).astype(np.int64)
         position = np.minimum(position, self._counts[rows] - 1)  # a sum may be rounded up to the next whole number
-        return Windows(rows, np.maximum(position + 1 - self._max_length, 0), position + 1, position)
+        starts = np.maximum(position + 1 - self._max_length, 0)
+        return Windows(rows, starts, position + 1, starts if self._learn_throughout else position)
 
 
 Samples = Windows | Prefixes
@@ -147,13 +156,12 @@ def training_samples(
         max_length: Longest row (L).
         rng: Draws offsets and prefixes.
     """
-    counts = positions.num_targets
-    if config.supervision == "last_position":
+    cloze = config.supervision == "cloze"
+    # A hidden item needs none that follows it: the last one to learn from is itself part of the row.
+    counts = positions.train if cloze else positions.num_targets
+    if config.supervision == "last_position" or config.windows == "prefixes":
         per_user = None if config.prefixes_per_user == "all" else config.prefixes_per_user
-        return Prefixes(counts, max_length, per_user=per_user, rng=rng)
-    if config.supervision == "cloze":
-        # A hidden item needs none that follows it: the last one to learn from is itself part of the row.
-        counts = positions.train
+        return Prefixes(counts, max_length, per_user=per_user, learn_throughout=cloze, rng=rng)
     return WINDOWS[config.windows](counts, max_length, rng)
 
 

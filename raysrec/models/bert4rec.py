@@ -17,7 +17,8 @@ Departures:
     * The oldest item makes room only in a full history. RecBole drops it from every history, so a user with one item
       is predicted from nothing: `oldest_makes_room=always`.
     * Training sees the last training item of each user, hides as many items as are drawn, at any position, and takes
-      one sequence per user. RecBole learns within the inputs of its prefix samples only, so that item is never used.
+      one sequence per user. RecBole learns within the inputs of its prefix samples only, so that item is never used;
+      `train.windows=prefixes` takes these samples, and that item as well.
     * Neither padding nor the mask is among the candidates; they have no bias that is ever used.
 """
 
