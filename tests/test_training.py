@@ -22,7 +22,7 @@ from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.runtime import ClusterError
 from raysrec.saving import Superseded
-from raysrec.worker import Leaving, Training
+from raysrec.training import Leaving, Training
 from raysrec.worker_log import WorkerLog
 
 SETTINGS = {
@@ -404,7 +404,7 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):
 def test_a_worker_that_is_asked_to_go_on_elsewhere_saves_first(folder, undisturbed, monkeypatch, asked_to, why):
     whole, log = undisturbed
     leaving = Log()
-    monkeypatch.setattr(f"raysrec.worker.asked_to_{asked_to}", lambda: leaving.step >= 3)
+    monkeypatch.setattr(f"raysrec.training.asked_to_{asked_to}", lambda: leaving.step >= 3)
     with pytest.raises(Leaving, match=why):
         start(configure(folder), folder / asked_to, leaving)
     monkeypatch.undo()

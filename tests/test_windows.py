@@ -43,7 +43,8 @@ def test_prefixes_have_every_target_once_with_all_the_context_there_is(counts, m
 def test_prefixes_that_learn_throughout_are_the_same_rows(counts, max_length):
     rng = np.random.default_rng(0)
     ends, throughout = (
-        Prefixes(counts, max_length, learn_throughout=yes, rng=rng).take(np.arange(counts.sum())) for yes in (False, True)
+        Prefixes(counts, max_length, learn_throughout=yes, rng=rng).take(np.arange(counts.sum()))
+        for yes in (False, True)
     )
     assert np.array_equal(throughout.starts, ends.starts)
     assert np.array_equal(throughout.stops, ends.stops)
