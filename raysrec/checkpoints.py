@@ -64,6 +64,8 @@ class TrainingState(Section):
     """Validations since the best."""
     candidate: Candidate | None = None
     """What is still to be judged (`evaluate.concurrent`)."""
+    loss: str = ""
+    """Which loss is learned, where the config says `auto` as it was settled when training last went on."""
     finished: bool = False
     """No epoch is left, or patience has run out."""
 

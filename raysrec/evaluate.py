@@ -5,8 +5,6 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,42 +16,18 @@ import torch
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import load, run_verb
 from raysrec.config import RunConfig
-from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
-from raysrec.data.loader import held_out, positions_per_target
-from raysrec.data.reading import read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.mlflow_tracking import log_test_scores
 from raysrec.model_actors import done_by_actors
-from raysrec.models import SequenceModel
 from raysrec.nodes import wait_for_nodes
-from raysrec.objective import choose_loss
 from raysrec.placement import scale_to_rank
-from raysrec.ranking import rank_of_target, top_items
+from raysrec.ranker import COVERAGE_K, Ranked, Ranker, units_of
 from raysrec.report import print_runs
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session, wants_gpu
-
-COVERAGE_K = 10
-"""Length of the lists whose distinct items are counted as coverage."""
-
-UNITS_PER_WORKER = 8
-"""Blocks of row groups that each worker ranks: enough that the workers end at about the same time."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Ranks of some users' held-out items, 1 is best."""
-
-    users: np.ndarray
-    ranks: np.ndarray
-    popularity_ranks: np.ndarray
-    lengths: np.ndarray
-    """Interactions before the held-out one."""
-    top: np.ndarray
-    """The COVERAGE_K best items of each user."""
+from raysrec.runtime import ray_session
 
 
 def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[str, Any]:
@@ -76,8 +50,7 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
 
 def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
     """Rank the held-out items by the best weights and write the scores, the last that a run needs to be finished."""
-    positions, device = positions_per_target(data.manifest, config), "cuda" if wants_gpu(config.scale) else "cpu"
-    loss = choose_loss(config.loss, run.load_model(), positions_per_target=positions, device=device)
+    trained = run.config()  # `config` may ask for another number of workers to rank with
     splits = evaluate(run, data, config)
     record = {
         "data": config.data.name,
@@ -86,9 +59,9 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
         "split": data.manifest.split.model_dump(mode="json"),
         "evaluate": config.evaluate.model_dump(mode="json"),
         "training": {
-            "supervision": config.train.supervision,
-            "loss": loss.config.name,
-            "workers": config.scale.max_workers,
+            "supervision": trained.train.supervision,
+            "loss": state.loss,
+            "workers": trained.scale.max_workers,
             "epochs": state.epoch,
             "steps": state.step,
             "best_epoch": state.best_epoch,
@@ -105,55 +78,6 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: Traini
     log_test_scores(config, run.path, record)
 
 
-def validation_sums(
-    model: SequenceModel, data: PreparedData, config: RunConfig, tables: Iterable[pa.Table]
-) -> RankSums:
-    """The validation ranks of every user in these row groups, as sums to be added to those of others."""
-    device = model.item_vectors().device
-    batches = held_out(tables, data.manifest.split, config, split="validation")
-    ranks = [_ranks(model, batch.to(device), config)[0] for batch in batches]
-    return RankSums.of(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long), config.evaluate.ks)
-
-
-def rank_tables(
-    model: SequenceModel, data: PreparedData, config: RunConfig, tables: Iterable[pa.Table], split: str
-) -> Iterator[Ranked]:
-    """Rank the held-out item of every user in these row groups, by the model and by popularity."""
-    device = model.item_vectors().device
-    popularity = torch.from_numpy(data.train_counts()).to(torch.float32)[:, None].to(device)
-    for batch in held_out(tables, data.manifest.split, config, split=split):
-        batch = batch.to(device)
-        ranks, states = _ranks(model, batch, config)
-        flat = torch.ones(len(batch.users), 1, device=device)
-        by_popularity = rank_of_target(
-            flat, popularity, batch.targets, seen=batch.seen, items_per_chunk=config.evaluate.items_per_chunk
-        )
-        top, _ = top_items(
-            states,
-            model.item_vectors(),
-            min(COVERAGE_K, data.manifest.num_items),
-            bias=model.item_bias(),
-            seen=batch.seen,
-            items_per_chunk=config.evaluate.items_per_chunk,
-        )
-        yield Ranked(batch.users, ranks.cpu().numpy(), by_popularity.cpu().numpy(), batch.lengths, top.cpu().numpy())
-
-
-@torch.inference_mode()
-def _ranks(model: SequenceModel, batch: HeldOut, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks of the targets, and the states they were ranked by."""
-    states = model.read(batch.history)
-    ranks = rank_of_target(
-        states,
-        model.item_vectors(),
-        batch.targets,
-        bias=model.item_bias(),
-        seen=batch.seen,
-        items_per_chunk=config.evaluate.items_per_chunk,
-    )
-    return ranks, states
-
-
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
     """One row per user and split in order, and for each split which items were recommended to anybody."""
     make = partial(Ranker, str(run.path.absolute()), str(data.directory.absolute()), config.model_dump_json())
@@ -164,47 +88,6 @@ def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> 
             recommended[split][ranked.top.ravel()] = True
             tables[split].append(_rank_table(split, ranked))
     return pa.concat_tables([table for split in HELD_OUT for table in tables[split]]), recommended
-
-
-def units_of(data: PreparedData, config: RunConfig) -> list[list[int]]:
-    """The numbers of all row groups, in the pieces in which they are ranked."""
-    num_groups = len(data.row_groups())
-    pieces = np.array_split(np.arange(num_groups), min(num_groups, UNITS_PER_WORKER * config.scale.max_workers))
-    return [piece.tolist() for piece in pieces]
-
-
-class Ranker:
-    """What ranks row groups in an actor: `ranker([0, 1])` ranks both splits of the first two, read once.
-
-    Args:
-        run: Directory of the run whose model ranks.
-        prepared: Folder of its data.
-        config_json: How to rank.
-        device: On which.
-    """
-
-    def __init__(self, run: str, prepared: str, config_json: str, device: torch.device) -> None:
-        self._config = RunConfig.model_validate_json(config_json)
-        self._model = RunDirectory.open(run).load_model().to(device)
-        self._data = PreparedData.open(prepared)
-        self._groups = self._data.row_groups()
-
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Ranked]:
-        """Ranks of the users of these row groups, in order, for each split."""
-        parts: dict[str, list[Ranked]] = {split: [self._nobody()] for split in HELD_OUT}
-        for table in read_ahead([self._groups[number] for number in numbers]):
-            for split, found in parts.items():
-                found.extend(rank_tables(self._model, self._data, self._config, [table], split))
-        return {split: _joined(found) for split, found in parts.items()}
-
-    def _nobody(self) -> Ranked:
-        """What row groups give in which nobody has an item to rank."""
-        none = np.empty(0, np.int64)
-        return Ranked(none, none, none, none, np.empty((0, min(COVERAGE_K, self._data.manifest.num_items)), np.int64))
-
-
-def _joined(parts: Sequence[Ranked]) -> Ranked:
-    return Ranked(*(np.concatenate([getattr(part, name) for part in parts]) for name in Ranked.__annotations__))
 
 
 def _rank_table(split: str, ranked: Ranked) -> pa.Table:
@@ -294,7 +177,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # Ray's tasks find functions by the name of their module, which `__main__` is not.
-    from raysrec import evaluate as module
-
-    run_verb(module.main, _parser())
+    run_verb(main, _parser())

@@ -114,7 +114,8 @@ class Training:
         )
         if worker == 0:
             checkpoints.claim(owner)
-        self._state, candidate = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
+        restored, candidate = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
+        self._state = restored.model_copy(update={"loss": loss.config.name})
         if candidate:
             self._validation.begin(candidate)
         self._saved = self._released = time.monotonic()

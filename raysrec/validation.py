@@ -5,10 +5,9 @@ depends on no machine's speed, and it chooses the weights that it would choose i
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,12 +15,12 @@ import torch.distributed as dist
 from raysrec.config import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.order import share_of_worker
-from raysrec.data.reading import Reader, read_ahead
+from raysrec.data.reading import Reader
 from raysrec.engine import Weights, everyones
-from raysrec.evaluate import units_of, validation_sums
 from raysrec.metrics import RankSums
 from raysrec.model_actors import done_by_actors
-from raysrec.models import SequenceModel, build_model
+from raysrec.models import SequenceModel
+from raysrec.ranker import ValidationRanker, units_of, validation_sums
 
 Beside = Callable[[Weights], "Future[RankSums]"]
 """Begins to rank all validation users by these weights somewhere else, and returns when it needs them no more."""
@@ -109,7 +108,7 @@ def ranked_beside(data: PreparedData, config: RunConfig, say: Callable[[str], No
     def begin(weights: Weights) -> "Future[RankSums]":
         import ray
 
-        make = partial(_Ranker, ray.put(weights), str(data.directory.absolute()), config.model_dump_json())
+        make = partial(ValidationRanker, ray.put(weights), str(data.directory.absolute()), config.model_dump_json())
         ranking: Future[RankSums] = Future()
 
         def fill() -> None:
@@ -124,22 +123,3 @@ def ranked_beside(data: PreparedData, config: RunConfig, say: Callable[[str], No
         return ranking
 
     return begin
-
-
-class _Ranker:
-    """Ranks row groups in an actor."""
-
-    def __init__(self, weights: Any, prepared: str, config_json: str, device: torch.device) -> None:
-        import ray
-
-        self._config = RunConfig.model_validate_json(config_json)
-        self._data = PreparedData.open(prepared)
-        manifest = self._data.manifest
-        self._model = build_model(self._config.model, manifest.num_items, manifest.num_users).to(device).eval()
-        self._model.load_state_dict(ray.get(weights))
-
-    def __call__(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The sums over their validation users, as a vector."""
-        groups = self._data.row_groups()
-        tables = read_ahead([groups[number] for number in numbers])
-        return validation_sums(self._model, self._data, self._config, tables).to_vector()

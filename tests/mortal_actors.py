@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from raysrec.evaluate import Ranker
+from raysrec.ranker import Ranker
 from raysrec.recommender import Recommender
 
 

@@ -7,10 +7,10 @@ from raysrec.config import RunConfig
 from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly
 from raysrec.engine import build_engine
-from raysrec.evaluate import rank_tables, validation_sums
 from raysrec.models import MODELS, build_model
 from raysrec.objective import build_objective
 from raysrec.prepare import prepare
+from raysrec.ranker import rank_tables, validation_sums
 
 
 @pytest.fixture(scope="module")

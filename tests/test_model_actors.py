@@ -13,11 +13,13 @@ from test_recommend import histories, read, run_of, table_of, written
 
 from raysrec import evaluate as ranking_verb
 from raysrec import recommend as verb
+from raysrec.checkpoints import TrainingState
 from raysrec.config import ScaleConfig
 from raysrec.data.reading import read_directly
 from raysrec.data.splits import HELD_OUT
-from raysrec.evaluate import evaluate, rank_tables
+from raysrec.evaluate import evaluate, rank
 from raysrec.model_actors import done_by_actors
+from raysrec.ranker import rank_tables
 from raysrec.recommend import recommend
 from raysrec.recommend_request import Request, users_file
 from raysrec.runtime import ClusterError, ray_session
@@ -61,6 +63,14 @@ def test_an_actor_that_is_killed_changes_no_rank(local_ray, finished, monkeypatc
     assert metrics["test"]["users"] == data.manifest.num_ranked("test")
     test = np.array([row[2] for row in expected if row[0] == "test"])
     assert metrics["test"]["model"]["hr@10"]["mean"] == pytest.approx((test <= 10).mean())
+
+
+def test_what_ranks_a_run_changes_nothing_that_is_said_of_its_training(local_ray, finished):
+    run, config, data = finished
+    assert config.scale.max_workers != run.config().scale.max_workers
+    rank(run, data, config, TrainingState(epoch=3, finished=True, loss="gbce"))
+    training = run.metrics()["training"]
+    assert (training["workers"], training["loss"]) == (run.config().scale.max_workers, "gbce")
 
 
 def test_an_actor_that_is_killed_changes_no_recommendation(local_ray, finished, tmp_path, monkeypatch, capfd):

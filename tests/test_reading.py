@@ -14,10 +14,11 @@ from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import footer_of, read_directly
 from raysrec.errors import LastingError
-from raysrec.evaluate import evaluate, validation_sums
+from raysrec.evaluate import evaluate
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
+from raysrec.ranker import validation_sums
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.runtime import ray_session
 from raysrec.train import train

@@ -15,11 +15,11 @@ from raysrec import recommend as verb
 from raysrec.command_line import overlay, validate
 from raysrec.data.files import SourceError
 from raysrec.data.reading import COLUMNS, read_directly
-from raysrec.evaluate import rank_tables
 from raysrec.history import History
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
+from raysrec.ranker import rank_tables
 from raysrec.recommend import recommend, summary
 from raysrec.recommend_request import Request, users_file
 from raysrec.recommendations import FolderError

@@ -17,9 +17,9 @@ from raysrec.config import RunConfig
 from raysrec.data.loader import targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch
-from raysrec.evaluate import validation_sums
 from raysrec.models import build_model
 from raysrec.prepare import prepare
+from raysrec.ranker import validation_sums
 from raysrec.runtime import ClusterError
 from raysrec.saving import Superseded
 from raysrec.training import Leaving, Training
