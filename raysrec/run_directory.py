@@ -33,7 +33,7 @@ from raysrec.place import AnyPath, Place
 from raysrec.tensor_file import save_tensors
 from raysrec.versions import provenance
 
-FREE = ("scale.", "checkpoint.", "data.prepared", "evaluate.device", "storage.mlflow")
+FREE = ("scale.", "checkpoint.", "data.prepared", "data.distributed", "evaluate.device", "storage.mlflow")
 """Settings that change no number, and may be others when a run goes on."""
 
 

@@ -69,7 +69,7 @@ class Saver:
         self._owner = owner
         self._fingerprint = fingerprint
         self._keep = keep
-        self._worker, self._num_workers = worker, num_workers
+        self._worker = worker
         self._done = done
         # The thread speaks to those of other workers while training speaks, too; each needs a channel of its own.
         self._group = dist.new_group(backend="gloo", timeout=TOGETHER_WITHIN) if num_workers > 1 else None
@@ -106,7 +106,7 @@ class Saver:
         own, kept, problem = [], {}, ""
         try:
             self._refuse_others()
-            name = f"{state.name}/state-{self._worker}-of-{self._num_workers}.safetensors"
+            name = f"{state.name}/{snapshot.file_name}"
             own.append(self._checkpoints.save_file(name, snapshot.save).model_dump())
             kept = {epoch: self._save_kept(epoch) for epoch in sorted(state.kept_epochs & self._kept.keys())}
         except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The base of every configuration section, and the constrained values that sections share.
 
-Nothing here knows what is configured; `config.py` and the models' `Config` classes say that.
+Nothing here knows what is configured; `config/` and the models' `Config` classes say that.
 """
 
 import datetime

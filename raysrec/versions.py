@@ -58,16 +58,14 @@ def provenance(fingerprint: str, command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy")},
+        "packages": {name: _version(name) for name in ("raysrec", *COMPARED)},
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
     }
 
 
 def _installed(name: str) -> str:
-    try:
-        return version(name).partition("+")[0]
-    except PackageNotFoundError:
-        return ABSENT
+    found = _version(name)
+    return ABSENT if found is None else found.partition("+")[0]
 
 
 @cache

@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,11 +143,3 @@ def test_a_table_first_made_while_serving_is_good_for_training() -> None:
         bidirectional_linear_attention(*tensors, torch.ones(3, 9, dtype=torch.bool), num_heads=HEADS),
     ):
         mixed.sum().backward()
-
-
-def test_the_path_taken_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    module._announce.cache_clear()
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            causal_linear_attention(*inputs(3), num_heads=HEADS)
-    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["linear attention: chunked torch"]

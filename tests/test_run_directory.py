@@ -228,3 +228,18 @@ def test_a_run_that_goes_on_keeps_what_it_was_begun_with(run):
     assert (run.path / "provenance.json").read_text() == begun
     with pytest.raises(RunError, match=f"was begun on data {fingerprint}, but the source now gives other"):
         run.start(configure(), "other")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"scale": {"workers": 7}}, ""),
+        ({"checkpoint": {"keep": 5}}, ""),
+        ({"data": {"prepared": "elsewhere", "distributed": True}}, ""),
+        ({"evaluate": {"device": "cpu"}}, ""),
+        ({"data": {"num_streams": 3}}, "data.num_streams was 4 and is now 3"),
+        ({"evaluate": {"exclude_seen": True}}, "evaluate.exclude_seen was False and is now True"),
+    ],
+)
+def test_only_what_changes_no_number_may_be_another_when_a_run_goes_on(run, settings, said):
+    assert run.other_settings(configure(**settings)) == said

@@ -180,7 +180,14 @@ print(before - kept < 50 * 2**20, before - resident() > 150 * 2**20)
 
 
 def test_the_allocator_is_tuned_where_there_is_glibc_and_left_alone_elsewhere(monkeypatch):
+    asked = {}
+
+    class Library:
+        mallopt = staticmethod(asked.__setitem__)
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: Library)
     tune_allocator()
+    assert asked == runtime._MALLOC_OPTIONS
 
     def missing(_):
         raise OSError("no such library")

@@ -1,4 +1,4 @@
-"""The sections `scale`, `evaluate` and `storage`: on what, how judged, and where kept."""
+"""The sections `scale`, `evaluate`, `checkpoint` and `storage`: on what, how judged, how often saved, where kept."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit

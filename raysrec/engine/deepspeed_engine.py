@@ -39,7 +39,6 @@ class DeepSpeedEngine:
         self._copies = Copies()
         self._device = device
         self._stage = config.engine.zero_stage
-        self._clip_norm = config.train.clip_norm
         self._deepspeed = deepspeed
         (optimizer,) = build_optimizers(objective.model, config.train)  # Muon is refused when the config is loaded
         with _new_groups_wait(config.scale.stalled_after_s):

@@ -1,4 +1,4 @@
-"""What workers tell each other in a step, besides gradients: numbers, never objects of Python."""
+"""What workers tell each other besides gradients: numbers in a step, JSON outside of one, never pickled objects."""
 
 import json
 from collections.abc import Sequence

@@ -52,8 +52,7 @@ class Engine(Protocol):
 
         Raises:
             NonFiniteLoss: The loss or its gradient is NaN or infinite; on all workers alike. The weights and the
-                optimizer are as before the step, and can still be asked for; no other step can be made. Gradients are
-                looked at where their norm is computed anyway: with `train.clip_norm`, and always under ZeRO 1 to 3.
+                optimizer are as before the step, and can still be asked for; no other step can be made.
         """
         ...
 

@@ -63,11 +63,6 @@ class Snapshot:
         """How its file is called beside those of the other workers."""
         return f"state-{self.worker}-of-{self.num_workers}.safetensors"
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of all values."""
-        return sum(fragment.values.nbytes for fragment in self.parts.values())
-
     def save(self, path: Path) -> None:
         """Write one safetensors file and wait until the disk has it; other threads may compute meanwhile."""
         fragments = self.fragments

@@ -12,10 +12,8 @@ Source:
     the sigmoid and without the softmax in Li et al., "Neural Attentive Session-based Recommendation", CIKM 2017.
 """
 
-import logging
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,8 +25,6 @@ from raysrec.ops.precision import at_least_float32
 
 VALUES_AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """Values (rows * queries * keys * channels) in one piece: on a CPU, what a cache holds several times."""
-
-_log = logging.getLogger(__name__)
 
 
 def causal_additive_attention(
@@ -45,7 +41,6 @@ def causal_additive_attention(
         value: What is summed.
         weight: How much each channel of query and key says (w).
     """
-    _announce()
     with torch.autocast(query.device.type, enabled=False):
         wide = map(at_least_float32, (query, key, value, weight))
         mixed: Tensor = _CausalAdditiveAttention.apply(*wide)  # type: ignore[no-untyped-call]
@@ -114,9 +109,3 @@ def _pieces(query: Float[Tensor, "B L E"]) -> Iterator[tuple[slice, slice, slice
         for first in range(0, length, queries):
             last = min(first + queries, length)
             yield slice(first_row, first_row + rows), slice(first, last), slice(0, last), space
-
-
-@cache
-def _announce() -> None:
-    """Which implementation was taken goes to the log, once."""
-    _log.info("additive attention: chunked torch")

@@ -19,7 +19,6 @@ Source:
     arXiv:2104.09864, 2021, its section on linear attention (rotation in the numerator only).
 """
 
-import logging
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -36,8 +35,6 @@ EPS = 1e-6
 
 _POSITIONS_PER_CHUNK = 40
 """Fastest on a CPU of 25 to 200; divides the usual lengths of 50 and 200 without padding (25 and 40 per chunk)."""
-
-_log = logging.getLogger(__name__)
 
 
 class LinearAttentionState(NamedTuple):
@@ -73,7 +70,6 @@ def causal_linear_attention(
         rotary: Do rotations tell positions apart?
         positions_per_chunk: The longest chunk; a matter of speed only.
     """
-    _announce()
     with torch.autocast(query.device.type, enabled=False):
         wide = map(at_least_float32, (query, key, value))
         mixed: Tensor = _CausalLinearAttention.apply(*wide, num_heads, rotary, positions_per_chunk)  # type: ignore[no-untyped-call]
@@ -276,8 +272,3 @@ def _turns(positions: Int[Tensor, "*shape"], dim: int, dtype: torch.dtype) -> Te
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
     angles = positions[..., None] * 10_000.0**-exponents
     return torch.polar(torch.ones_like(angles), angles).to(dtype.to_complex())
-
-
-@cache
-def _announce() -> None:
-    _log.info("linear attention: chunked torch (no kernel library has the rotary numerator)")

@@ -17,9 +17,7 @@ Source:
     Blelloch, "Prefix Sums and Their Applications", 1990, for the two levels.
 """
 
-import logging
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import repeat
 from typing import Any, Literal
 
@@ -32,7 +30,6 @@ VALUES_AT_ONCE = {"cpu": 2**12, "cuda": 2**19}
 """Values that one operation should move: with fewer, starting it costs more than the work, and chunks run side by
 side."""
 
-_log = logging.getLogger(__name__)
 
 Decay = Inexact[Tensor, "B L E"] | Inexact[Tensor, " E"]
 
@@ -47,7 +44,6 @@ def linear_recurrence(a: Decay, b: Inexact[Tensor, "B L E"]) -> Inexact[Tensor, 
     Returns:
         h, in the wider type of `a` and `b`.
     """
-    _announce()
     given = torch.promote_types(a.dtype, b.dtype)
     precise = torch.promote_types(given, torch.float32)
     # Autocast would turn the products inside back into half precision.
@@ -185,9 +181,3 @@ def _num_chunks(x: Tensor, *, alike: bool) -> int:
     best = int((length if alike else 3 * length) ** 0.5)
     chunks = min(room, best)
     return chunks if chunks >= 4 and length >= 4 * chunks else 1
-
-
-@cache
-def _announce() -> None:
-    """Which implementation was taken goes to the log, once."""
-    _log.info("linear recurrence: chunked torch")

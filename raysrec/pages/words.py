@@ -40,9 +40,9 @@ def number(value: int | float | None, form: str = ",.0f") -> Cell:
     return Cell("") if value is None or math.isnan(value) else Cell(format(value, form), sort=value)
 
 
-def count(n: int, one: str, many: str = "") -> str:
+def count(n: int, one: str) -> str:
     """`1 run`, `2 runs`."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {one if n == 1 else one + 's'}"
 
 
 def setting(value: object) -> str:
