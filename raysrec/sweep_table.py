@@ -94,7 +94,7 @@ class _Lines:
             live = self._book.live(trial)
             left = f"  left {duration(live['left_s'])}" if live else ""
             best = "  best so far" if trial.best_epoch == trial.epoch else f"  best {trial.score:.4f}"
-            line = f"epoch {trial.epoch}  validation {metric} {trial.curve[-1][1]:.4f}{best}{left}"
+            line = f"epoch {trial.epoch}  validation {metric} {trial.curve[-1].score:.4f}{best}{left}"
         elif event["kind"] == "end":
             score = f": {metric} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score is not None else ""
             why = f" ({trial.why})" if trial.state == "failed" else ""

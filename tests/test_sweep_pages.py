@@ -8,22 +8,26 @@ from sweeps import make_sweep
 
 from raysrec import report
 from raysrec.command_line import run_verb
-from raysrec.pages import Point, Sweep, Trial, sweep_page, write_sweep_page
+from raysrec.pages import Sweep, sweep_page, write_sweep_page
 from raysrec.pages.importance import LEAST_TRIALS, importances
 from raysrec.pages.trials import pareto, read_sweep
-from raysrec.sweep import SweepError, TrialRecord
+from raysrec.sweep import SweepError, TrialRecord, Validation
 
 
 def trial(number, score=None, seconds=10.0, state="finished", **parameters):
-    curve = () if score is None else (Point(1, seconds / 2, score / 2), Point(2, seconds, score))
-    return Trial(f"trial-{number:03}", parameters, state, curve)
+    curve = () if score is None else (Validation(1, score / 2, seconds / 2), Validation(2, score, seconds))
+    return record(number, curve, state, **parameters)
 
 
-def record(number, curve, state="finished", why="", rate=0.001, gate="silu"):
-    parameters = {"train.learning_rate": rate, "model.gate": gate}
+def record(number, curve, state="finished", why="", **parameters):
+    name, seconds = f"trial-{number:03}", curve[-1][2] if curve else 0.0
     return TrialRecord(
-        number=number, name=f"trial-{number:03}", parameters=parameters, state=state, why=why, curve=curve
+        number=number, name=name, parameters=parameters, state=state, why=why, curve=curve, seconds=seconds
     )
+
+
+def drawn(number, curve, state="finished", why="", rate=0.001, gate="silu"):
+    return record(number, curve, state, why, **{"train.learning_rate": rate, "model.gate": gate})
 
 
 @pytest.fixture
@@ -34,10 +38,10 @@ def folder(tmp_path):
     sweep.directory.begin(sweep.settings, sweep.config, "fingerprint")
     sweep.directory.save(
         [
-            record(0, ((1, 0.1, 5.0), (2, 0.2, 10.0), (3, 0.15, 15.0))),
-            record(1, ((1, 0.25, 60.0),), "stopped", rate=0.1, gate="relu"),
-            record(2, (), "failed", "a worker ran out of memory", rate=1.0, gate="relu"),
-            record(3, (), "waiting", rate=0.5),
+            drawn(0, ((1, 0.1, 5.0), (2, 0.2, 10.0), (3, 0.15, 15.0))),
+            drawn(1, ((1, 0.25, 60.0),), "stopped", rate=0.1, gate="relu"),
+            drawn(2, (), "failed", "a worker ran out of memory", rate=1.0, gate="relu"),
+            drawn(3, (), "waiting", rate=0.5),
         ]
     )
     return sweep.directory.path.local
@@ -48,8 +52,7 @@ def test_a_sweep_is_read_as_it_was_written(folder):
     assert (sweep.metric, sweep.finished, sweep.parameters) == ("ndcg@10", False, ["train.learning_rate", "model.gate"])
     assert [trial.name for trial in sweep.ranked] == ["trial-001", "trial-000", "trial-003", "trial-002"]
     best = sweep.trials[0].best
-    assert (best, sweep.trials[0].seconds) == (Point(2, 10.0, 0.2), 15.0)
-    assert sweep.trials[0].run.endswith("sweep/trials/trial-000")
+    assert (best, sweep.trials[0].seconds) == (Validation(2, 0.2, 10.0), 15.0)
     assert sweep.how.startswith("search random, scheduler asha (grace epochs 2, reduction factor")
     assert sweep.how.endswith("num samples 4, seed 0")
 

@@ -2,6 +2,6 @@
 
 from raysrec.pages.runs_page import runs_page
 from raysrec.pages.sweep_page import sweep_page, write_sweep_page
-from raysrec.pages.trials import Point, Sweep, Trial
+from raysrec.pages.trials import Sweep
 
-__all__ = ["Point", "Sweep", "Trial", "runs_page", "sweep_page", "write_sweep_page"]
+__all__ = ["Sweep", "runs_page", "sweep_page", "write_sweep_page"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raysrec.pages.trials import Trial
+from raysrec.sweep import TrialRecord
 
 LEAST_TRIALS = 8
 """Trials with a score below which nothing is said."""
@@ -39,14 +39,14 @@ class Importance:
     """Why nothing can be said."""
 
 
-def importances(trials: Sequence[Trial], parameters: Sequence[str]) -> list[Importance]:
+def importances(trials: Sequence[TrialRecord], parameters: Sequence[str]) -> list[Importance]:
     """The importance of each parameter, most important first; those of which nothing can be said come last."""
     scored = [trial for trial in trials if trial.score is not None]
     found = [_importance(scored, name) for name in parameters]
     return sorted(found, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
 
 
-def _importance(trials: Sequence[Trial], name: str) -> Importance:
+def _importance(trials: Sequence[TrialRecord], name: str) -> Importance:
     trials = [trial for trial in trials if name in trial.parameters]
     if len(trials) < LEAST_TRIALS:
         return Importance(name, None, None, f"too few trials have a score: {len(trials)}, of at least {LEAST_TRIALS}")

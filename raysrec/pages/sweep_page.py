@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from raysrec.pages import figures, words
 from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
 from raysrec.pages.importance import LEAST_TRIALS, Importance, importances, is_number
-from raysrec.pages.trials import Sweep, Trial, pareto, read_sweep
+from raysrec.pages.trials import Sweep, pareto, read_sweep
 from raysrec.place import AnyPath, Place
+from raysrec.sweep import TrialRecord
 
 PAGE = "report.html"
 """Name of the page in the sweep's folder."""
@@ -46,7 +47,7 @@ def sweep_page(sweep: Sweep) -> str:
     return page(f"Sweep {sweep.name}", summary, [Section("Results", [], parts)])
 
 
-def _best(sweep: Sweep, scored: Sequence[Trial]) -> Part:
+def _best(sweep: Sweep, scored: Sequence[TrialRecord]) -> Part:
     best = next((trial for trial in scored if not trial.failed), None)
     if best is None:
         said = "Every trial that was validated has failed." if scored else "No trial has been validated yet."
@@ -78,10 +79,10 @@ def _trials(sweep: Sweep, numbers: dict[str, int]) -> Part:
                 *values,
                 words.score(trial.score, strong=numbers.get(trial.name) == 0 and not trial.failed),
                 words.number(best.epoch if best else None),
-                words.number(trial.curve[-1].epoch if trial.curve else None),
-                words.duration(trial.seconds if trial.curve else None),
+                words.number(trial.epoch or None),
+                words.duration(trial.seconds or None),
                 Cell(trial.state),
-                Cell(trial.note),
+                Cell(trial.why),
             ]
         )
     return Part("Trials", tables=[Table(f"Best first by validation {sweep.metric}", headers, rows, sortable=True)])
@@ -120,7 +121,7 @@ def _importance(sweep: Sweep, found: Sequence[Importance]) -> Part:
     return Part("Which parameters mattered", tables=[table], plots=[plot], after=[how, *left])
 
 
-def _against(sweep: Sweep, scored: Sequence[Trial], found: Sequence[Importance]) -> Part:
+def _against(sweep: Sweep, scored: Sequence[TrialRecord], found: Sequence[Importance]) -> Part:
     plots = []
     for name in (one.parameter for one in found):
         having = [trial for trial in scored if name in trial.parameters]
@@ -138,7 +139,7 @@ def _against(sweep: Sweep, scored: Sequence[Trial], found: Sequence[Importance])
     )
 
 
-def _curves(sweep: Sweep, scored: Sequence[Trial], numbers: dict[str, int]) -> Part:
+def _curves(sweep: Sweep, scored: Sequence[TrialRecord], numbers: dict[str, int]) -> Part:
     lines = {trial.name: ([p.epoch for p in trial.curve], [p.score for p in trial.curve]) for trial in reversed(scored)}
     key = [Cell(name, series=number) for name, number in numbers.items()]
     plot = Plot(
@@ -148,7 +149,7 @@ def _curves(sweep: Sweep, scored: Sequence[Trial], numbers: dict[str, int]) -> P
     return Part("Learning curves", plots=[plot], key=key, after=after)
 
 
-def _time(sweep: Sweep, scored: Sequence[Trial]) -> Part:
+def _time(sweep: Sweep, scored: Sequence[TrialRecord]) -> Part:
     having = [(trial, trial.best) for trial in scored if trial.best]
     minutes = [best.seconds / 60 for _, best in having]
     front = [(trial, trial.best) for trial in pareto(scored) if trial.best]

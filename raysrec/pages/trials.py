@@ -1,61 +1,11 @@
-"""What a sweep tried, as a page of it needs to know: one record per trial, and nothing of how it was run."""
+"""What a page says of a sweep as a whole, besides the records of its trials."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raysrec.place import AnyPath, Place
-from raysrec.sweep import SweepDirectory, TrialRecord
-
-GOES_ON = ("waiting", "running", "interrupted")
-"""States of trials that are not over."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A validation of a trial."""
-
-    epoch: int
-    seconds: float
-    """Of training until then."""
-    score: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One configuration that a sweep tried, or is about to."""
-
-    name: str
-    parameters: dict[str, Any]
-    """What the sweep chose, by the key of the setting, such as `train.learning_rate`."""
-    state: str
-    """In a word or two: finished, stopped early, failed, running, waiting."""
-    curve: tuple[Point, ...] = ()
-    """Its validations, oldest first."""
-    run: str = ""
-    """Its run directory."""
-    note: str = ""
-    """Why it failed, or how often it had to start again."""
-
-    @property
-    def failed(self) -> bool:
-        """Did it end otherwise than it was to? Then it is not the best, whatever it had reached."""
-        return self.state == "failed"
-
-    @property
-    def best(self) -> Point | None:
-        """Its best validation so far."""
-        return max(self.curve, key=lambda point: point.score, default=None)
-
-    @property
-    def score(self) -> float | None:
-        """The best validation score so far."""
-        return self.best.score if self.best else None
-
-    @property
-    def seconds(self) -> float:
-        """Of training, to its last validation."""
-        return self.curve[-1].seconds if self.curve else 0.0
+from raysrec.sweep import SweepDirectory, TrialRecord, by_score
 
 
 @dataclass(frozen=True)
@@ -65,7 +15,7 @@ class Sweep:
     name: str
     metric: str
     """The validation score that it looks for, such as `ndcg@10`; more is better."""
-    trials: Sequence[Trial]
+    trials: Sequence[TrialRecord]
     finished: bool = True
     """Will no trial come, and none go on?"""
     how: str = ""
@@ -74,9 +24,9 @@ class Sweep:
     """The best trial's settings, as YAML that is ready to train; empty to leave that out."""
 
     @property
-    def ranked(self) -> list[Trial]:
+    def ranked(self) -> list[TrialRecord]:
         """Its trials, best first; those without a score and those that failed come last."""
-        return sorted(self.trials, key=lambda trial: (trial.failed, trial.score is None, -(trial.score or 0.0)))
+        return by_score(self.trials)
 
     @property
     def parameters(self) -> list[str]:
@@ -84,10 +34,10 @@ class Sweep:
         return list(dict.fromkeys(name for trial in self.trials for name in trial.parameters))
 
 
-def pareto(trials: Sequence[Trial]) -> list[Trial]:
+def pareto(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The trials that no other one beats in score without taking longer to it, fastest first; none that failed."""
     scored = [(one.best.seconds, -one.best.score, one) for one in trials if one.best and not one.failed]
-    front: list[Trial] = []
+    front: list[TrialRecord] = []
     for _, _, trial in sorted(scored, key=lambda entry: entry[:2]):
         if not front or (trial.score or 0.0) > (front[-1].score or 0.0):
             front.append(trial)
@@ -107,21 +57,10 @@ def read_sweep(path: AnyPath) -> Sweep:
     return Sweep(
         name=directory.path.name,
         metric=settings.metric,
-        trials=[_trial(record, directory) for record in trials],
-        finished=bool(best) and not any(trial.state in GOES_ON for trial in trials),
+        trials=trials,
+        finished=bool(best) and all(trial.is_done or trial.failed for trial in trials),
         how=_how(settings.model_dump(mode="json")),
         best_config=best,
-    )
-
-
-def _trial(record: TrialRecord, directory: SweepDirectory) -> Trial:
-    return Trial(
-        name=record.name,
-        parameters=record.parameters,
-        state=record.state,
-        curve=tuple(Point(epoch, seconds, score) for epoch, score, seconds in record.curve),
-        run=str(directory.run(record).path),
-        note=record.why,
     )
 
 

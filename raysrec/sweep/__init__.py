@@ -5,6 +5,14 @@ files that anything can read.
 """
 
 from raysrec.sweep.config import SchedulerConfig, SweepConfig, SweepError
-from raysrec.sweep.record import SweepDirectory, TrialRecord
+from raysrec.sweep.record import SweepDirectory, TrialRecord, Validation, by_score
 
-__all__ = ["SchedulerConfig", "SweepConfig", "SweepDirectory", "SweepError", "TrialRecord"]
+__all__ = [
+    "SchedulerConfig",
+    "SweepConfig",
+    "SweepDirectory",
+    "SweepError",
+    "TrialRecord",
+    "Validation",
+    "by_score",
+]

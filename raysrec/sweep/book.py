@@ -16,7 +16,7 @@ from raysrec.mailbox import Event, now
 from raysrec.place import PlaceError
 from raysrec.sweep.loading import Sweep
 from raysrec.sweep.proposals import proposals
-from raysrec.sweep.record import TrialRecord
+from raysrec.sweep.record import TrialRecord, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,9 @@ class TrialBook:
             if event["kind"] == "step":
                 self._live[name] = event
             elif event["kind"] == "validation":
-                point = (event["epoch"], event[f"validation/{self.sweep.settings.metric}"], event["elapsed_s"])
-                trial = self._put(trial, curve=_with(trial.curve, point), seconds=event["elapsed_s"])
+                score = event[f"validation/{self.sweep.settings.metric}"]
+                one = Validation(event["epoch"], score, event["elapsed_s"])
+                trial = self._put(trial, curve=_with(trial.curve, one), seconds=one.seconds)
                 stop = name in self._ended_early or self._judge(trial)
             elif event["kind"] == "end":
                 trial = self._end(trial, event)
@@ -146,7 +147,7 @@ class TrialBook:
 
     def _judge(self, trial: TrialRecord) -> bool:
         assert trial.score is not None
-        stop = self._rule.judge(trial.name, epoch=trial.epoch, score=trial.curve[-1][1], best=trial.score)
+        stop = self._rule.judge(trial.name, epoch=trial.epoch, score=trial.curve[-1].score, best=trial.score)
         if stop:
             self._ended_early.add(trial.name)
         return stop
@@ -158,9 +159,9 @@ class TrialBook:
             why = f"ended early by {self.sweep.settings.scheduler.name}, after epoch {trial.epoch}"
         elif state == "interrupted":
             why = "the sweep was asked to end"
-        if (best := event.get("best")) and best[0] not in [epoch for epoch, _, _ in curve]:
+        if (best := event.get("best")) and best[0] not in [validation.epoch for validation in curve]:
             # It was validated when the sweep had been killed.
-            curve = tuple(sorted([*curve, tuple(best)]))
+            curve = tuple(sorted([*curve, Validation(*best)]))
             self._judge(trial.model_copy(update={"curve": curve}))
         trial = self._put(
             trial,
@@ -196,8 +197,6 @@ def _interrupted(trial: TrialRecord) -> TrialRecord:
     return trial.model_copy(update={"state": "interrupted"}) if trial.state == "running" else trial
 
 
-def _with(
-    curve: tuple[tuple[int, float, float], ...], point: tuple[int, float, float]
-) -> tuple[tuple[int, float, float], ...]:
+def _with(curve: tuple[Validation, ...], one: Validation) -> tuple[Validation, ...]:
     """The curve with one more validation; later ones were lost with a checkpoint and are made again."""
-    return (*(old for old in curve if old[0] < point[0]), point)
+    return (*(old for old in curve if old.epoch < one.epoch), one)

@@ -114,7 +114,7 @@ class LearnedProposals:
             params={key: self._internal(key, value) for key, value in trial.parameters.items()},
             distributions=self._distributions,
             value=trial.score if finished else None,
-            intermediate_values={} if finished else {epoch: score for epoch, score, _ in trial.curve},
+            intermediate_values={} if finished else {validation.epoch: validation.score for validation in trial.curve},
         )
 
     def _internal(self, key: str, value: Any) -> Any:

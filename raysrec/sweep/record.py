@@ -10,7 +10,7 @@ runs/<sweep>/
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -34,6 +34,15 @@ DONE = ("finished", "stopped")
 S = TypeVar("S", bound=Section)
 
 
+class Validation(NamedTuple):
+    """A validation of a trial."""
+
+    epoch: int
+    score: float
+    seconds: float
+    """Of training until then."""
+
+
 class TrialRecord(Section):
     """What is known of a trial."""
 
@@ -47,8 +56,8 @@ class TrialRecord(Section):
     """How far it is."""
     why: str = ""
     """Why it ended, where there is something to say."""
-    curve: tuple[tuple[int, float, float], ...] = ()
-    """Epoch, validation score, and seconds of training, for each validation."""
+    curve: tuple[Validation, ...] = ()
+    """Its validations, oldest first."""
     seconds: float = 0.0
     """Seconds of training, validation included, over all restarts."""
     started_at: str | None = None
@@ -59,17 +68,27 @@ class TrialRecord(Section):
     @property
     def epoch(self) -> int:
         """Epochs trained until the last validation."""
-        return self.curve[-1][0] if self.curve else 0
+        return self.curve[-1].epoch if self.curve else 0
+
+    @property
+    def best(self) -> Validation | None:
+        """The one with the best score, the first of several; None before the first."""
+        return max(self.curve, key=lambda validation: validation.score, default=None)
 
     @property
     def score(self) -> float | None:
         """The best validation score; None before the first."""
-        return max((score for _, score, _ in self.curve), default=None)
+        return self.best.score if self.best else None
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch of the best validation score, the first of several."""
-        return next((epoch for epoch, score, _ in self.curve if score == self.score), None)
+        """The epoch of the best validation score."""
+        return self.best.epoch if self.best else None
+
+    @property
+    def failed(self) -> bool:
+        """Did it end otherwise than it was to? Then it is not the best, whatever it had reached."""
+        return self.state == "failed"
 
     @property
     def is_done(self) -> bool:
@@ -97,13 +116,13 @@ def by_score(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """
     return sorted(
         trials,
-        key=lambda trial: (trial.state == "failed", trial.score is None, -(trial.score or 0.0), trial.number),
+        key=lambda trial: (trial.failed, trial.score is None, -(trial.score or 0.0), trial.number),
     )
 
 
 def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """The one with the highest validation score of those that have not failed; None if there is none."""
-    usable = (trial for trial in by_score(trials) if trial.score is not None and trial.state != "failed")
+    usable = (trial for trial in by_score(trials) if trial.score is not None and not trial.failed)
     return next(usable, None)
 
 
