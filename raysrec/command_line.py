@@ -15,7 +15,7 @@ from pyarrow import fs
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.errors import LastingError
 from raysrec.models import MODELS
 from raysrec.place import AnyPath, Place

@@ -15,7 +15,7 @@ import torch
 
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import load, run_verb
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.splits import HELD_OUT

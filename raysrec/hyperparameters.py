@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 
 SECTIONS = ("data", "model", "loss", "train", "engine", "scale", "evaluate")
 """Sections that decide what a run computes, and how fast."""

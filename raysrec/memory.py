@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import positions_per_target
 from raysrec.history import History

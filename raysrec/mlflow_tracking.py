@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.errors import LastingError
 from raysrec.hyperparameters import hyperparameters
 from raysrec.mailbox import Event

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raysrec.autoscaler import to_come
-from raysrec.config import RunConfig, ScaleConfig
+from raysrec.config import ScaleConfig
+from raysrec.config.run import RunConfig
 from raysrec.errors import unwrapped
 from raysrec.place import AnyPath, Place
 from raysrec.placement import task_options

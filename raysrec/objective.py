@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from raysrec.config import LossConfig, RunConfig
+from raysrec.config import LossConfig
+from raysrec.config.run import RunConfig
 from raysrec.history import Batch
 from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from raysrec.models import SequenceModel, build_model

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysrec.config import RunConfig, ScaleConfig
+from raysrec.config import ScaleConfig
+from raysrec.config.run import RunConfig
 
 READING_CPUS = 0.5
 """What a task that reads asks Ray for: it mostly waits for storage."""

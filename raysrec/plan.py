@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 from raysrec.autoscaler import to_come
-from raysrec.config import RunConfig, ScaleConfig
+from raysrec.config import ScaleConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.loader import positions_per_target, targets_per_epoch
 from raysrec.losses import chunk_sizes

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.hyperparameters import hyperparameters
 from raysrec.mailbox import Event
 from raysrec.mlflow_tracking import MlflowRun

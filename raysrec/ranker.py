@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.batches import HeldOut
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import held_out

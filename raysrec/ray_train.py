@@ -10,7 +10,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.faults import explain
 from raysrec.leaving import Leaving, listen

@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.errors import readable
 from raysrec.mailbox import Event
 from raysrec.sweep.book import TrialBook

@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from raysrec.command_line import load, run_verb
-from raysrec.config import DataConfig, RunConfig, ScaleConfig
+from raysrec.config import DataConfig, ScaleConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
 from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError

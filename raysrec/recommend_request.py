@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysrec.command_line import load, overlay, validate
-from raysrec.config import DataConfig, RunConfig
+from raysrec.config import DataConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of

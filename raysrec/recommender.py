@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.asked import Asked, DealtUsers, Some, dealt_users, prepared_users
 from raysrec.data.batches import Histories, past_batches
 from raysrec.data.catalog import PreparedData

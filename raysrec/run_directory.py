@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raysrec.command_line import ConfigError, differences, validate
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.errors import LastingError
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place

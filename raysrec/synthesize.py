@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import RunConfig, SyntheticConfig
+from raysrec.config import SyntheticConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.interactions import INTERACTIONS_SCHEMA
 from raysrec.data.synthetic import blocks, settings_json, synthesize_block
 from raysrec.data.tasks import run_with_ray

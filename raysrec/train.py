@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import RunConfig, ScaleConfig
+from raysrec.config import ScaleConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank

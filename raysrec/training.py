@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
 from raysrec.data.reading import Reader

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event

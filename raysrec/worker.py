@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import targets_per_epoch
 from raysrec.data.ray_reading import read_with_ray

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from processes import run_together
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine import build_engine, saved_state
 from raysrec.history import Batch, History
 from raysrec.models import MODELS, build_model

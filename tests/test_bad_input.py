@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.config import DataConfig, RunConfig
+from raysrec.config import DataConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.files import SourceError
 from raysrec.data.loader import epoch_steps, held_out
 from raysrec.data.reading import read_directly

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from engine_workers import NUM_ITEMS, NUM_USERS, SMALL, configure, engine_of, micro_batches, on_workers
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.models import MODELS, build_model
 
 ROOT = Path(__file__).parent.parent

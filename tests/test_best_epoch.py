@@ -1,5 +1,5 @@
 from raysrec.checkpoints import Candidate, TrainingState
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.training import _is_last, _judged
 
 

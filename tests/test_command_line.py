@@ -21,7 +21,7 @@ from raysrec.command_line import (
     run_verb,
     validate,
 )
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.models import MODELS
 from raysrec.schema import Section
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raysrec.command_line import ConfigError, load, validate
-from raysrec.config import DataConfig, RunConfig
+from raysrec.config import DataConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.download import _target
 from raysrec.data.files import plain_name
 from raysrec.data.formats import belongs

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from engine_workers import NUM_ITEMS, Training, configure, engine_of, micro_batches, objective_of, on_workers
 
-from raysrec.config import RunConfig, ScaleConfig, TrainConfig
+from raysrec.config import ScaleConfig, TrainConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine import FixedEngine, build_engine, deepspeed_config, learning_rate, saved_state, share_done
 from raysrec.engine.exchange import everyones
 from raysrec.models import MODELS

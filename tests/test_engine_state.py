@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import raysrec
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine import BrokenState, Snapshot, StateMismatch, saved_state
 from raysrec.engine.exchange import everyones
 from raysrec.engine.snapshot import Fragment

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly
 from raysrec.engine import build_engine

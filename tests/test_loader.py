@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from raysrec.config import LossConfig, RunConfig
+from raysrec.config import LossConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.loader import Prefetched, epoch_steps, held_out, positions_per_target, targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.prepare import prepare

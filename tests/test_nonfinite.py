@@ -5,7 +5,7 @@ import pytest
 import torch
 from engine_workers import batch_of, configure, objective_of, on_workers
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine import NonFiniteLoss, build_engine
 from raysrec.engine.exchange import everyones
 

@@ -7,7 +7,7 @@ from pyarrow import fs
 from pydantic import ValidationError
 
 from raysrec.command_line import ConfigError, nest, overlay, validate
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.place import Place, PlaceError
 from raysrec.stores import DEFAULTS, OPTIONS, failure_of, parse
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.models import MODELS, build_model
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory

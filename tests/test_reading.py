@@ -36,8 +36,9 @@ def data(tmp_path, monkeypatch):
     return prepare(DataConfig.model_validate({"prepared": str(tmp_path / "prepared"), "synthetic": {"num_users": 150}}))
 
 
-def test_a_process_that_only_reads_imports_no_torch():
-    code = "import sys, raysrec.data.reading; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["reading", "shares", "distributed", "tasks"])
+def test_a_process_that_only_reads_or_prepares_imports_no_torch(module):
+    code = f"import sys, raysrec.data.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -24,7 +24,8 @@ from s3_server import free_ports, wait_for
 from raysrec import prepare as verb
 from raysrec import report, stores
 from raysrec.command_line import run_verb, validate
-from raysrec.config import DataConfig, RunConfig
+from raysrec.config import DataConfig
+from raysrec.config.run import RunConfig
 from raysrec.data import publishing
 from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.files import SourceError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import nest, overlay, validate
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.loader import targets_per_epoch
 from raysrec.data.reading import read_directly
 from raysrec.engine import StateMismatch

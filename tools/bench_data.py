@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 from tabulate import tabulate
 
 from raysrec.command_line import config_parser, load, overlay, run_verb, validate
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import epoch_steps, row_groups_of_streams
 from raysrec.data.order import reading_order

@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 
 from raysrec.command_line import load
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.asked import units_of
 from raysrec.data.catalog import PreparedData
 from raysrec.models import build_model

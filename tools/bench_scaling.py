@@ -26,7 +26,7 @@ from scaling_on_paper import LINKS, WAYS, Compute, Hardware, Link, Sizes, Traini
 from tabulate import tabulate
 
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.models import build_model
 from raysrec.plan import plan
 from raysrec.prepare import prepare

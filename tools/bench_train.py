@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from tabulate import tabulate
 
 from raysrec.command_line import config_parser, load, run_verb
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
 from raysrec.data.ray_reading import read_with_ray

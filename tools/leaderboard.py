@@ -25,7 +25,7 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.command_line import load, run_verb
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.models import MODELS
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError

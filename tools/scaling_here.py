@@ -25,7 +25,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.reading import read_directly

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
 from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.cloze import expected_targets

@@ -18,15 +18,13 @@ Source:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysrec.config import SplitConfig
 from raysrec.schema import Section, date_of
-
-if TYPE_CHECKING:  # with the configuration come all models, and torch
-    from raysrec.config import SplitConfig
 
 IntArray = NDArray[np.int64]
 
@@ -93,7 +91,7 @@ class SplitRule(Section):
         return np.where((chosen >= np.maximum(starts, 1)) & (chosen < stops), chosen, -1)
 
 
-def find_rule(config: "SplitConfig", read_times: Callable[[], Iterable[IntArray]]) -> SplitRule:
+def find_rule(config: SplitConfig, read_times: Callable[[], Iterable[IntArray]]) -> SplitRule:
     """The rule that the config asks for; where it names shares, the moments are found among the times.
 
     Args:

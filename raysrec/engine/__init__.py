@@ -7,7 +7,7 @@ learned from; and each goes on from what the other saved.
 
 import torch
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 from raysrec.engine.exchange import everyones
 from raysrec.engine.fixed_engine import FixedEngine

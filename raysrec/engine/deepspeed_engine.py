@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raysrec.command_line import overlay
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights

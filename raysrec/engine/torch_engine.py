@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights

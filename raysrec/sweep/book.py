@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from raysrec.command_line import ConfigError
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.mailbox import Event, now
 from raysrec.place import PlaceError
 from raysrec.sweep.loading import Sweep

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysrec.command_line import ConfigError, nest, overlay, read, validate
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.place import AnyPath, Place
 from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, SweepError
 from raysrec.sweep.proposals import refuse_missing_optuna

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from raysrec.command_line import differences
-from raysrec.config import RunConfig
+from raysrec.config.run import RunConfig
 from raysrec.place import AnyPath, Place
 from raysrec.run_directory import FREE, RunDirectory
 from raysrec.schema import CountOrZero, Section
