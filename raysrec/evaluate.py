@@ -16,8 +16,8 @@ import torch
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.command_line import load, run_verb
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
+from raysrec.data.prepared import PreparedData
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.mlflow_tracking import log_test_scores

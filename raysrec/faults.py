@@ -6,7 +6,7 @@ Ray and torch say it in their own terms, deep in what wraps it; here stands what
 import re
 
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.errors import readable, unwrapped
 from raysrec.memory import estimate
 

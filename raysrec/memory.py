@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import positions_per_target
+from raysrec.data.prepared import PreparedData
 from raysrec.history import History
 from raysrec.losses import bytes_at_once, chunk_sizes
 from raysrec.models import SequenceModel, build_model

@@ -7,8 +7,9 @@ from tabulate import tabulate
 from raysrec.autoscaler import to_come
 from raysrec.config import ScaleConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.loader import positions_per_target, targets_per_epoch
+from raysrec.data.manifest import Manifest
+from raysrec.data.prepared import PreparedData
 from raysrec.losses import chunk_sizes
 from raysrec.memory import estimate
 from raysrec.mlflow_tracking import require_mlflow

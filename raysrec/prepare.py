@@ -13,12 +13,12 @@ from functools import partial
 
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import DataConfig, ScaleConfig
-from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.distributed import is_distributed, prepare_in_tasks
 from raysrec.data.download import download
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import fingerprint_of, hash_source, prepared_folder, stamp_of
 from raysrec.data.in_memory import prepare_in_memory
+from raysrec.data.prepared import PreparedData, PreparedDataError
 from raysrec.data.publishing import appearing_by_parts, appearing_whole
 from raysrec.data.sources import source_places
 from raysrec.data.splits import HELD_OUT

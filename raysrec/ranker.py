@@ -13,8 +13,8 @@ import torch
 
 from raysrec.config.run import RunConfig
 from raysrec.data.batches import HeldOut
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import held_out
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.faults import explain
 from raysrec.leaving import Leaving, listen
 

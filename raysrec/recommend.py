@@ -18,9 +18,9 @@ from raysrec.command_line import load, run_verb
 from raysrec.config import DataConfig, ScaleConfig
 from raysrec.config.run import RunConfig
 from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
-from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of
+from raysrec.data.prepared import PreparedData
 from raysrec.data.sources import source_places
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.errors import ReadableError

@@ -8,10 +8,10 @@ from typing import Any
 from raysrec.command_line import load, overlay, validate
 from raysrec.config import DataConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of
 from raysrec.data.formats import format_of
+from raysrec.data.prepared import PreparedData
 from raysrec.errors import ReadableError
 from raysrec.models import MODELS
 from raysrec.place import Place

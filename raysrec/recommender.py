@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raysrec.config.run import RunConfig
 from raysrec.data.asked import Asked, DealtUsers, Some, dealt_users, prepared_users
 from raysrec.data.batches import Histories, past_batches
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.data.splits import IntArray
 from raysrec.models import SequenceModel
 from raysrec.place import Place

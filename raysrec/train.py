@@ -20,7 +20,7 @@ from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config import ScaleConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox

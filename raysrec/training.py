@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import Reader
 from raysrec.engine import (
     Engine,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event
 from raysrec.placement import scale_to_train

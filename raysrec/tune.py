@@ -23,7 +23,7 @@ from tabulate import tabulate
 from raysrec.checkpoints import Checkpoints
 from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.evaluate import rank
 from raysrec.nodes import wait_for_nodes
 from raysrec.pages import write_sweep_page

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.order import share_of_worker
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import Reader
 from raysrec.engine import Weights, everyones
 from raysrec.metrics import RankSums

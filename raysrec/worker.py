@@ -7,8 +7,8 @@ import torch
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import targets_per_epoch
+from raysrec.data.prepared import PreparedData
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.engine import NonFiniteLoss, StateMismatch
 from raysrec.errors import LastingError, readable

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysrec.config import DataConfig, ScaleConfig
-from raysrec.data.catalog import Source
 from raysrec.data.distributed import is_distributed, prepare_in_tasks
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import fingerprint_of, hash_source
 from raysrec.data.in_memory import prepare_in_memory
+from raysrec.data.manifest import Source
 from raysrec.data.tasks import run_here, run_with_ray
 from raysrec.data.writing import write_manifest
 from raysrec.place import Place

@@ -1,6 +1,6 @@
 import pytest
 
-from raysrec.data.catalog import PreparedDataError
+from raysrec.data.prepared import PreparedDataError
 from raysrec.errors import LastingError, ReadableError, readable
 from raysrec.place import PlaceError
 
@@ -26,7 +26,7 @@ def chained():
         SAID,
         chained(),
         Wrapper("two workers failed", worker_failures={0: Wrapper("lost a peer"), 1: chained()}),
-        Wrapper(f"Traceback …\nraysrec.data.catalog.PreparedDataError: {SAID}\n"),
+        Wrapper(f"Traceback …\nraysrec.data.prepared.PreparedDataError: {SAID}\n"),
         Wrapper("", worker_failures={1: Wrapper(f"raysrec.stores.PlaceError: before\n\n…PreparedDataError: {SAID}")}),
     ],
     ids=["itself", "cause", "workers", "text", "last in the text"],

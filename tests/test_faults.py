@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raysrec.command_line import validate
-from raysrec.data.catalog import PreparedDataError
+from raysrec.data.prepared import PreparedDataError
 from raysrec.errors import unwrapped
 from raysrec.faults import explain, is_out_of_memory
 from raysrec.prepare import prepare

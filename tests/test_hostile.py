@@ -12,8 +12,8 @@ import torch
 
 from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig
-from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.files import SourceError
+from raysrec.data.prepared import PreparedData, PreparedDataError
 from raysrec.data.reading import COLUMNS, footer_of, read_directly
 from raysrec.data.sources import read
 from raysrec.models import build_model

@@ -260,5 +260,5 @@ def test_what_is_submitted_is_small(tmp_path, with_gitignore):
     assert {name.split("/")[0] for name in names} == {*kept, ".gitignore", ".rayignore", "pyproject.toml", "README.md"}
     assert not any("__pycache__" in name for name in names)
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "raysrec").rglob("*.*") if file.suffix != ".pyc"}
-    assert {name for name in names if name.startswith("raysrec/")} >= code > {"raysrec/data/catalog.py"}
+    assert {name for name in names if name.startswith("raysrec/")} >= code > {"raysrec/data/prepared.py"}
     assert (tmp_path / "package.zip").stat().st_size < 2_000_000

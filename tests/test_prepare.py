@@ -17,8 +17,8 @@ from raysrec import prepare as verb
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
 from raysrec.data import in_memory, publishing
-from raysrec.data.catalog import PreparedData
 from raysrec.data.files import SourceError
+from raysrec.data.prepared import PreparedData
 from raysrec.prepare import find_prepared, prepare, summary
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import pytest
 
 from raysrec.command_line import validate
 from raysrec.config import DataConfig
-from raysrec.data.catalog import PreparedData, PreparedDataError
+from raysrec.data.prepared import PreparedData, PreparedDataError
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import footer_of, read_directly
 from raysrec.errors import LastingError

@@ -27,9 +27,9 @@ from raysrec.command_line import run_verb, validate
 from raysrec.config import DataConfig
 from raysrec.config.run import RunConfig
 from raysrec.data import publishing
-from raysrec.data.catalog import PreparedData, PreparedDataError
 from raysrec.data.files import SourceError
 from raysrec.data.loader import epoch_steps
+from raysrec.data.prepared import PreparedData, PreparedDataError
 from raysrec.data.reading import footer_of, read_directly
 from raysrec.data.sources import read
 from raysrec.data.tasks import run_here

@@ -21,9 +21,9 @@ from tabulate import tabulate
 
 from raysrec.command_line import config_parser, load, overlay, run_verb, validate
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import epoch_steps, row_groups_of_streams
 from raysrec.data.order import reading_order
+from raysrec.data.prepared import PreparedData
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import COLUMNS, read_directly
 from raysrec.place import Place

@@ -20,7 +20,7 @@ import psutil
 from tabulate import tabulate
 
 from raysrec.config import SyntheticConfig
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.data.synthetic import blocks
 from raysrec.place import Place
 from raysrec.synthesize import write_block

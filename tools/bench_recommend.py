@@ -21,7 +21,7 @@ from tabulate import tabulate
 from raysrec.command_line import load
 from raysrec.config.run import RunConfig
 from raysrec.data.asked import units_of
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.recommender import Recommender, Wanted

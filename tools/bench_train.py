@@ -22,8 +22,8 @@ from tabulate import tabulate
 
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
+from raysrec.data.prepared import PreparedData
 from raysrec.data.ray_reading import read_with_ray
 from raysrec.data.reading import Reader, read_directly
 from raysrec.engine import build_engine

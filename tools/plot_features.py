@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import held_out
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import read_directly
 from raysrec.history import History
 from raysrec.place import Place

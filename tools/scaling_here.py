@@ -26,8 +26,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from raysrec.config.run import RunConfig
-from raysrec.data.catalog import PreparedData
 from raysrec.data.loader import epoch_steps, facts_of
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import read_directly
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch

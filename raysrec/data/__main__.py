@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from raysrec.command_line import ConfigError, help_of_keys, load, run_verb
-from raysrec.data.catalog import PreparedData
 from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.picture import draw
+from raysrec.data.prepared import PreparedData
 from raysrec.data.statistics import Statistics, describe
 from raysrec.place import Place
 

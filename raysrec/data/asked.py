@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from raysrec.config import DataConfig
 from raysrec.data.batches import Histories
 from raysrec.data.blocks import plan_blocks
-from raysrec.data.catalog import PreparedData, RowGroup
 from raysrec.data.files import NoInteractions, SourceError, SourceFile
+from raysrec.data.prepared import PreparedData, RowGroup
 from raysrec.data.reading import COLUMNS, consecutive, read_directly
 from raysrec.data.shares import deal_pieces, joined_share, write_item_codes
 from raysrec.data.sources import nothing_read

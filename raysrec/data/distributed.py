@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
 from raysrec.data.blocks import plan_blocks
-from raysrec.data.catalog import Shard
 from raysrec.data.counts import Counts, ItemCounts, refuse_empty
 from raysrec.data.filters import outside
 from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
+from raysrec.data.manifest import Shard
 from raysrec.data.publishing import SCRATCH
 from raysrec.data.shares import (
     Span,

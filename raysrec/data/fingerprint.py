@@ -9,9 +9,9 @@ from typing import Any
 
 from raysrec.config import Columns, DataConfig, SplitConfig
 from raysrec.data import synthetic
-from raysrec.data.catalog import Source
 from raysrec.data.files import SourceFile, in_words
 from raysrec.data.formats import GENERIC, format_of, separator_of
+from raysrec.data.manifest import Source
 from raysrec.data.sources import source_files
 from raysrec.place import Place
 

@@ -14,9 +14,10 @@ import torch
 
 from raysrec.config.run import RunConfig
 from raysrec.data.batches import HeldOut, Histories, held_out_batches, training_batches
-from raysrec.data.catalog import Manifest, PreparedData
 from raysrec.data.cloze import expected_targets
+from raysrec.data.manifest import Manifest
 from raysrec.data.order import deal_row_groups, pools, reading_order, streams_of_worker
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import Reader, read_directly
 from raysrec.data.splits import Positions, SplitRule
 from raysrec.data.windows import training_samples

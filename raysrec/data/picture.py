@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.data.splits import HELD_OUT
 from raysrec.data.statistics import Statistics, duration
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.config import ScaleConfig
-from raysrec.data.catalog import RowGroup
+from raysrec.data.prepared import RowGroup
 from raysrec.data.reading import COLUMNS, check, consecutive, footer_of, read_unit
 from raysrec.place import Place
 from raysrec.placement import reading_options

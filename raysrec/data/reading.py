@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysrec.data.catalog import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataError, RowGroup, whole
+from raysrec.data.prepared import HISTORY_SCHEMA, PREPARE_AGAIN, PreparedDataError, RowGroup, whole
 from raysrec.place import Place
 
 COLUMNS = ["user", "items", "times"]

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
 from raysrec.data.blocks import Block, read_pieces
-from raysrec.data.catalog import HISTORY_SCHEMA, Shard
 from raysrec.data.counts import Counts
 from raysrec.data.grouping import (
     GROUPED_SCHEMA,
@@ -34,6 +33,8 @@ from raysrec.data.grouping import (
     number_histories,
 )
 from raysrec.data.histories import BoolArray, count_histories
+from raysrec.data.manifest import Shard
+from raysrec.data.prepared import HISTORY_SCHEMA
 from raysrec.data.spill import read_bucket, write_buckets
 from raysrec.data.splits import IntArray, SplitRule
 from raysrec.data.writing import history_table, write_shard

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from raysrec.data.batches import Histories
-from raysrec.data.catalog import PreparedData
+from raysrec.data.prepared import PreparedData
 from raysrec.data.reading import read_directly
 from raysrec.data.splits import HELD_OUT, IntArray, in_first
 from raysrec.schema import date_of

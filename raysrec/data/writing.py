@@ -1,6 +1,6 @@
 """How histories are written: in row groups of a size to be dealt out, with the catalogue of items and the manifest.
 
-The layout of what is written stands in `catalog.py`; how it is read again in `reading.py`.
+The layout of what is written stands in `prepared.py`; how it is read again in `reading.py`.
 """
 
 import math
@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.config import DataConfig
-from raysrec.data.catalog import CATALOG_SCHEMA, HISTORY_SCHEMA, Manifest, RowGroupSize, Shard
 from raysrec.data.counts import Counts, ItemCounts
 from raysrec.data.histories import Histories, cut_users
 from raysrec.data.interactions import time_rule
+from raysrec.data.manifest import Manifest, RowGroupSize, Shard
+from raysrec.data.prepared import CATALOG_SCHEMA, HISTORY_SCHEMA
 from raysrec.data.splits import IntArray, SplitRule
 from raysrec.place import Place
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec.config import DataConfig
-from raysrec.data.catalog import HISTORY_SCHEMA, PreparedData, PreparedDataError
+from raysrec.data.prepared import HISTORY_SCHEMA, PreparedData, PreparedDataError
 from raysrec.prepare import prepare
 
 
