@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
+from pydantic_core import to_json
 
+from raysrec.errors import LastingError
 from raysrec.place import AnyPath, Place
 from raysrec.schema import CountOrZero, Section
 
@@ -65,7 +67,7 @@ class TrainingState(Section):
     candidate: Candidate | None = None
     """What is still to be judged (`evaluate.concurrent`)."""
     loss: str = ""
-    """Which loss is learned, where the config says `auto` as it was settled when training last went on."""
+    """Which loss is learned; where the config says `auto`, what was settled when training began."""
     finished: bool = False
     """No epoch is left, or patience has run out."""
 
@@ -130,18 +132,25 @@ class CheckpointRecord(Section):
         """All files it needs."""
         return [*self.states, *self.kept.values()]
 
-    def hash(self) -> str:
-        """SHA-256 of all it says."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
 
 class _SignedRecord(Section):
     """A record as it lies in its file: a number of it that changed there is noticed."""
 
     sha256: str
-    """Hash of the record."""
-    checkpoint: CheckpointRecord
-    """The record."""
+    """Hash of what follows."""
+    checkpoint: dict[str, Any]
+    """The record as it was written: one of an older version lacks what has been added since, and is whole."""
+
+    @classmethod
+    def of(cls, record: CheckpointRecord) -> "_SignedRecord":
+        """A record and its hash."""
+        said = record.model_dump(mode="json")
+        return cls(sha256=_hash(said), checkpoint=said)
+
+    @property
+    def is_as_written(self) -> bool:
+        """Is it what was saved?"""
+        return _hash(self.checkpoint) == self.sha256
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,7 @@ class Checkpoints:
 
     def publish(self, record: CheckpointRecord) -> None:
         """Make a checkpoint of files that are there."""
-        signed = _SignedRecord(sha256=record.hash(), checkpoint=record)
+        signed = _SignedRecord.of(record)
         (self.place / f"{record.state.name}.json").write(signed.model_dump_json(indent=1) + "\n")
 
     def last_record(self) -> CheckpointRecord | None:
@@ -210,20 +219,32 @@ class Checkpoints:
         return None
 
     @contextmanager
-    def newest(self) -> Iterator[LoadedCheckpoint | None]:
+    def newest(self, say: Callable[[str], object] = logger.warning) -> Iterator[LoadedCheckpoint | None]:
         """The newest checkpoint that is whole, its files on this machine while the block runs; None if there is none.
 
-        One whose files are not as its record says is passed over, loudly.
+        Args:
+            say: Is told of one that is passed over, whose files are not as its record says.
+
+        Raises:
+            NoneIsWhole: There are checkpoints, and none of them is whole.
         """
+        damaged: list[CorruptCheckpoint] = []
         with ExitStack() as stack:
             for name in self.names():
                 try:
                     found = stack.enter_context(self.loaded(name))
                 except CorruptCheckpoint as error:
-                    logger.warning("%s; going back to the checkpoint before it", error)
+                    damaged.append(error)
                 else:
+                    for fault in damaged:
+                        say(f"{fault}; going back to the checkpoint before it")
                     yield found
                     return
+            if damaged:
+                raise NoneIsWhole(
+                    f"{self.place}: none of its {len(damaged)} checkpoints can be used ({damaged[0]}); restore it, or "
+                    "--fresh throws the run away and begins again"
+                )
             yield None
 
     @contextmanager
@@ -284,13 +305,16 @@ class Checkpoints:
         except FileNotFoundError:
             raise CorruptCheckpoint(f"{file}: is missing") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            raise CorruptCheckpoint(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        if signed.checkpoint.hash() != signed.sha256:
+            raise CorruptCheckpoint(f"{file}: {_first_fault(error)}") from None
+        if not signed.is_as_written:
             raise CorruptCheckpoint(f"{file}: its content is not what was saved")
-        if signed.checkpoint.state.name != name:
-            raise CorruptCheckpoint(f"{file}: is that of {signed.checkpoint.state.name}")
-        return signed.checkpoint
+        try:
+            record = CheckpointRecord.model_validate_json(to_json(signed.checkpoint))
+        except ValidationError as error:
+            raise CorruptCheckpoint(f"{file}: describes no checkpoint of this raysrec: {_first_fault(error)}") from None
+        if record.state.name != name:
+            raise CorruptCheckpoint(f"{file}: is that of {record.state.name}")
+        return record
 
     def _remove(self, name: str) -> None:
         """Its record first: what is left by a kill in the middle is no checkpoint."""
@@ -300,6 +324,19 @@ class Checkpoints:
 
 class CorruptCheckpoint(ValueError):
     """A checkpoint that is not what was saved."""
+
+
+class NoneIsWhole(LastingError):
+    """A run that has checkpoints, and none to go on from: nobody wants that taken for a run that never began."""
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _hash(said: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(said)).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -158,6 +158,19 @@ def describe_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield f"  {prefix}{name} ({shown})\n      {' '.join((field.description or '').split())}"
 
 
+class _OncePerKey(yaml.SafeLoader):
+    """Refuses a key that stands twice in a section; YAML would keep the last and lose the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A section."""
+        met = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in met:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            met.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Place, option: str) -> dict[str, Any]:
     kind = path.info().type
     if kind == fs.FileType.NotFound:
@@ -167,7 +180,7 @@ def _read_yaml(path: Place, option: str) -> dict[str, Any]:
     if kind == fs.FileType.Directory:
         raise ConfigError(f"{option} {path}: is a folder; name a YAML file in it")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _OncePerKey)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option} {path}: is not YAML: {' '.join(str(error).split())}") from None
     if content is None:

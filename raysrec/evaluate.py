@@ -128,7 +128,7 @@ def main(arguments: argparse.Namespace) -> None:
         config = load([file], _only_ranking(arguments.overrides))
     record = run.metrics()
     trained = None if record else _trained(run)
-    data = PreparedData.open(record["prepared"] if record else prepared_folder(config.data))
+    data = PreparedData.open(run.prepared(record) if record else prepared_folder(config.data))
     with ray_session(config.scale):
         wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
         if trained:

@@ -166,19 +166,25 @@ class Objective(nn.Module):
         return self._distribution
 
 
-def build_objective(config: RunConfig, facts: DataFacts, device: torch.device) -> tuple[Objective, ChosenLoss]:
+def build_objective(
+    config: RunConfig, facts: DataFacts, device: torch.device, *, settled: str = ""
+) -> tuple[Objective, ChosenLoss]:
     """The model of a run with fresh weights, under its loss, on its device; and which loss that is.
 
     Args:
         config: The run.
         facts: Of the data that it learns from.
         device: Where it is trained.
+        settled: What `auto` was settled to when training began, perhaps on another device; empty if it begins now.
     """
     model = build_model(config.model, len(facts.item_counts) - 1, facts.num_users)
     model.set_item_counts(facts.item_counts)
     if facts.learned_users is not None:
         model.set_learned_users(facts.learned_users)
-    loss = choose_loss(config.loss, model, positions_per_target=facts.positions_per_target, device=device.type)
+    asked = config.loss.model_copy(update={"name": settled}) if settled and config.loss.name == "auto" else config.loss
+    loss = choose_loss(asked, model, positions_per_target=facts.positions_per_target, device=device.type)
+    if asked is not config.loss:
+        loss = loss._replace(reason="as when training began")
     reads_last = config.train.supervision == "last_position"
     return Objective(model, loss.config, reads_last=reads_last, item_counts=facts.item_counts).to(device), loss
 

@@ -213,8 +213,17 @@ class Place:
                         self.filesystem.delete_file(self.path)
                 raise
 
-    def delete(self) -> None:
-        """Remove a file, or a folder with all that lies in it, if it is there."""
+    def delete(self, *, first: str = "", last: str = "") -> None:
+        """Remove a file, or a folder with all that lies in it, if it is there.
+
+        Args:
+            first: Of a folder: what is gone before all else, for what a kill in the middle must not leave.
+            last: Of a folder: what stays until all else is gone.
+        """
+        if first or last:
+            names = [info.base_name for info in self.below(recursive=False) if info.base_name != last]
+            for name in sorted(names, key=lambda name: name != first):
+                (self / name).delete()
         with in_words(self), suppress(FileNotFoundError):
             if self.is_file():
                 self.filesystem.delete_file(self.path)

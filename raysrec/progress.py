@@ -8,6 +8,7 @@ when the driver is killed is lost from the log (half a second of it), and from n
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -116,7 +117,9 @@ class Recorder:
         from torch.utils.tensorboard import SummaryWriter
 
         # Without a buffer of Python's, which forgets what it could not write.
-        self._log = (self._directory / "log.jsonl").open("ab", buffering=0)
+        self._log = (self._directory / "log.jsonl").open("ab+", buffering=0)
+        if self._log.tell() and os.pread(self._log.fileno(), 1, self._log.tell() - 1) != b"\n":
+            self._log.write(b"\n")  # half a line, of a driver that was killed while it wrote
         self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))
         if self._config is not None:
             self._describe(self._config)

@@ -153,6 +153,10 @@ class RecommendationFolder:
             found: dict[str, Any] = json.loads((self.work / "settings.json").read_text())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise FolderError(
+                f"{self.work / 'settings.json'}: is damaged ({error}); delete {self.work}, what was begun is lost"
+            ) from None
         return found
 
     def dealt(self) -> DealtUsers | None:

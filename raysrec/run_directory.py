@@ -13,7 +13,7 @@ runs/<name>/
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any
@@ -28,12 +28,13 @@ from torch import Tensor
 from raysrec.command_line import ConfigError, differences, validate
 from raysrec.config.run import RunConfig
 from raysrec.errors import LastingError
+from raysrec.mailbox import Event
 from raysrec.models import MODELS, SequenceModel, build_model
 from raysrec.place import AnyPath, Place
 from raysrec.tensor_file import save_tensors
 from raysrec.versions import provenance
 
-FREE = ("scale.", "checkpoint.", "data.prepared", "data.distributed", "evaluate.device", "storage.mlflow")
+FREE = ("scale.", "checkpoint.", "storage.", "data.prepared", "data.distributed", "evaluate.device")
 """Settings that change no number, and may be others when a run goes on."""
 
 
@@ -220,15 +221,49 @@ class RunDirectory:
             raise RunError(f"{self.path}: has not finished training; run raysrec.train again to let it go on")
         return found
 
-    def restarts(self) -> list[dict[str, Any]]:
+    def prepared(self, record: Mapping[str, Any]) -> str:
+        """The folder of the data on which the scores of `metrics.json` were reached.
+
+        Raises:
+            RunError: It does not say.
+        """
+        if not isinstance(found := record.get("prepared"), str):
+            raise RunError(
+                f"{self.metrics_file}: does not say `prepared`, the folder of its data; copy it again from where the "
+                "run was made"
+            )
+        return found
+
+    def remove(self) -> None:
+        """Throw the run away, so that a kill in the middle leaves nothing that counts under other settings."""
+        self.path.delete(first=self.metrics_file.name, last=self.config_file.name)
+
+    def events(self) -> tuple[list[Event], int]:
+        """What the log says, oldest first, and how many of its lines say nothing.
+
+        A driver that was killed may have written half a line; the last one is not counted.
+
+        Raises:
+            FileNotFoundError: There is no log.
+        """
+        events, broken = list[Event](), 0
+        lines = (self.path / "log.jsonl").read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                event = json.loads(line)
+                event["kind"] += ""
+            except (ValueError, TypeError, KeyError):
+                broken += number < len(lines)
+            else:
+                events.append(event)
+        return events, broken
+
+    def restarts(self) -> list[Event]:
         """The log's events that say where training went on, on how many workers, and why it had to, oldest first."""
         try:
-            lines = (self.path / "log.jsonl").read_text().splitlines()
+            return restarts_of(self.events()[0])
         except FileNotFoundError:
             return []
-        # A driver that was killed may have written half a line.
-        events = (json.loads(line) for line in lines if line.startswith("{") and line.endswith("}"))
-        return [event for event in events if event["kind"] in ("start", "failure")][1:]
 
     def weights_stamp(self) -> str:
         """A text that changes when the weights do."""
@@ -246,6 +281,11 @@ class RunDirectory:
             RunError: The run has no model yet.
         """
         return load_model(self.model_directory)
+
+
+def restarts_of(events: Iterable[Event]) -> list[Event]:
+    """Those that say where training went on, and why it had to; its first start is none."""
+    return [event for event in events if event["kind"] in ("start", "failure")][1:]
 
 
 def _parsed(file: Place) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from raysrec.resources import give_back
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.runtime import ray_session, wants_gpu
 from raysrec.stopping import STOPPED, StopRequest, stop_requests
+from raysrec.sweep import SweepDirectory
 from raysrec.versions import versions_here
 from raysrec.worker import train_worker
 
@@ -54,13 +55,17 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         fresh: Throw away what an earlier run of this name left.
 
     Raises:
-        RunError: The directory holds a run of another configuration, or `refuse_impossible` refuses this one.
+        RunError: The directory holds a run of another configuration, or a sweep, or `refuse_impossible` refuses this
+            one.
+        RunStopped: It was asked to end before it was finished.
     """
     refuse_impossible(config)
     run = RunDirectory(config.run_directory)
+    if SweepDirectory.is_sweep(run.path):
+        raise RunError(f"{run.path} holds a sweep, not a run; set storage.name to keep both")
     data = prepare_to_learn(config)
     if fresh and run.path.exists():
-        RunDirectory.open(run.path).path.delete()
+        RunDirectory.open(run.path).remove()
     _refuse_other_config(run, config)
     if run.is_finished():
         print(f"{run.path} is finished; --fresh trains it again")
@@ -115,10 +120,12 @@ def learn(
         RunStopped: It was asked to end before it was finished.
     """
     try:
-        state, weights = _train_on_workers(run, data, config, show, room)
+        state, weights, signal = _train_on_workers(run, data, config, show, room)
     finally:
         give_back(room)
     run.save_model(config, data.manifest.num_items, weights, num_users=data.manifest.num_users)
+    if signal:
+        raise RunStopped(f"{run.path}: stopped by {signal}, after training; the same command ranks it", signal)
     return state
 
 
@@ -158,8 +165,11 @@ def _found_mailbox(run: RunDirectory) -> Any:
 
 def _train_on_workers(
     run: RunDirectory, data: PreparedData, config: RunConfig, show: Callable[[Event], None] | None, room: Any
-) -> tuple[TrainingState, Weights]:
-    """Run `train_worker` on every worker while the driver shows its progress; the state and best weights at the end.
+) -> tuple[TrainingState, Weights, str]:
+    """Run `train_worker` on every worker while the driver shows its progress.
+
+    Returns:
+        The state and best weights at the end, and by which signal the process was asked to end meanwhile, if it was.
 
     Raises:
         RunError: Training cannot be finished.
@@ -168,7 +178,7 @@ def _train_on_workers(
     import ray
 
     if finished := _finished(run):
-        return finished
+        return *finished, ""
     mailbox_name = _mailbox_name(run)
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name, room)
@@ -178,7 +188,7 @@ def _train_on_workers(
         stopped_by = stop.signal or ray.get(mailbox.stop_asked_by.remote())
     (run.path / RAY_RECORDS).delete()
     if finished := _finished(run):
-        return finished
+        return *finished, stop.signal
     if stopped_by:
         kept = Checkpoints(run.checkpoints).last_record()
         saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
@@ -283,6 +293,8 @@ def _fit(trainer: Any, mailbox: Any, stop: StopRequest, stop_within_s: float) ->
 
 def _refuse_other_config(run: RunDirectory, config: RunConfig) -> None:
     """A run goes on only under the configuration it was begun with."""
+    if not run.config_file.is_file() and (run.metrics_file.is_file() or Checkpoints(run.checkpoints).names()):
+        raise RunError(f"{run.path} holds a part of a run, without its config.yaml; delete it, or set storage.name")
     if changes := run.other_settings(config):
         raise RunError(
             f"{run.path} holds a run with other settings: {changes}; set storage.name to keep both, or --fresh to "

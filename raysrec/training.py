@@ -4,6 +4,7 @@ It sees training batches and validation scores, and has no way to see a test sco
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from enum import IntEnum
 
@@ -97,7 +98,7 @@ class Training:
         self._worker, self._num_workers = worker, num_workers
         self._num_targets = num_targets
         torch.manual_seed(config.train.seed)
-        objective, loss = build_objective(config, facts_of(data, config), device)
+        objective, loss = build_objective(config, facts_of(data, config), device, settled=_settled(checkpoints, worker))
         replica = build_model(config.model, manifest.num_items, manifest.num_users).to(device).eval()
         self._validation = Validation(
             replica, data, config, read, worker=worker, num_workers=num_workers, beside=beside
@@ -114,14 +115,16 @@ class Training:
         )
         if worker == 0:
             checkpoints.claim(owner)
-        restored, candidate = _restored(self._engine, self._saver, checkpoints, manifest.fingerprint, worker)
+        restored, candidate = _restored(
+            self._engine, self._saver, checkpoints, manifest.fingerprint, worker, say=log.note
+        )
         self._state = restored.model_copy(update={"loss": loss.config.name})
         if candidate:
             self._validation.begin(candidate)
         self._saved = self._released = time.monotonic()
         self._elapsed_since = time.monotonic() - self._state.elapsed_s
         self._cpu_since = time.process_time() - self._state.cpu_s
-        log.started(self._state, num_workers)
+        log.started(self._state, num_workers, num_targets)
         log.note(f"kernels  {'; '.join(f'{name}: {choice}' for name, choice in kernels(device.type).items())}")
         log.note(f"loss  {loss.config.name}: {loss.reason}")
 
@@ -265,16 +268,31 @@ class Training:
             self._released = time.monotonic()
 
 
+def _settled(checkpoints: Checkpoints, worker: int) -> str:
+    """The loss that was settled when training began, the same on every worker; empty where it begins now."""
+    record = checkpoints.last_record() if worker == 0 else None
+    return str(everyones(record.state.loss if record else "")[0])
+
+
 def _restored(
-    engine: Engine, saver: Saver, checkpoints: Checkpoints, fingerprint: str, worker: int
+    engine: Engine,
+    saver: Saver,
+    checkpoints: Checkpoints,
+    fingerprint: str,
+    worker: int,
+    *,
+    say: Callable[[str], None],
 ) -> tuple[TrainingState, Weights | None]:
     """Go on from the newest whole checkpoint, the same one on every worker; the beginning where there is none.
 
     Returns:
         Where training stands, and the weights that were still to be judged.
+
+    Raises:
+        NoneIsWhole: There are checkpoints, and all are damaged.
     """
     with ExitStack() as stack:
-        found = stack.enter_context(checkpoints.newest()) if worker == 0 else None
+        found = stack.enter_context(checkpoints.newest(say)) if worker == 0 else None
         name = everyones(found.record.state.name if found else "")[0]
         if worker == 0:
             checkpoints.remove_after(name)

@@ -223,7 +223,7 @@ def _make_room(directory: SweepDirectory, *, fresh: bool) -> None:
     if (directory.path / "config.yaml").is_file():
         raise SweepError(f"{directory.path} holds a run, not a sweep; set storage.name to keep both")
     if fresh and directory.path.exists():
-        SweepDirectory.open(directory.path).path.delete()
+        SweepDirectory.open(directory.path).remove()
 
 
 def print_sweep(directory: SweepDirectory) -> None:

@@ -40,21 +40,20 @@ def train_worker(arguments: dict[str, Any]) -> None:
     tune_allocator()
     torch.set_num_threads(threads_per_worker(config.scale, workers_here=context.get_local_world_size()))
     torch.set_flush_denormal(True)  # states that have decayed to almost nothing would cost a hundred times as much
-    data = PreparedData.open(arguments["prepared"])
-    num_targets = targets_per_epoch(data, config)
-    log = WorkerLog(arguments["mailbox"], worker, config, num_targets)
+    log = WorkerLog(arguments["mailbox"], worker, config)
     if log.gave_up():
         return
     watch_for_preemption()
     try:
         refuse_other_versions(arguments["versions"])
+        data = PreparedData.open(arguments["prepared"])
         Training(
             config,
             data,
             Checkpoints(arguments["checkpoints"]),
             log,
             partial(read_with_ray, scale=config.scale),
-            num_targets=num_targets,
+            num_targets=targets_per_epoch(data, config),
             device=ray.train.torch.get_device(),
             worker=worker,
             num_workers=num_workers,

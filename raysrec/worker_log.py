@@ -21,18 +21,18 @@ class WorkerLog:
     Targets and tokens are those of all workers; the wait for data is worker 0's own.
     """
 
-    def __init__(self, mailbox: str, worker: int, config: RunConfig, num_targets: int) -> None:
+    def __init__(self, mailbox: str, worker: int, config: RunConfig) -> None:
         import ray
 
         self._mailbox: Any = ray.get_actor(mailbox)
         self._speaks = worker == 0
         self._config = config
-        self._num_targets = num_targets
         self._answer: Any = None
         self._stop = False
 
-    def started(self, state: TrainingState, num_workers: int) -> None:
-        """Say from where training goes on."""
+    def started(self, state: TrainingState, num_workers: int, num_targets: int) -> None:
+        """Say from where training goes on, on how many workers; an epoch has so many targets."""
+        self._num_targets = num_targets
         text = f"going on after step {state.step:,} on {num_workers} workers" if state.step else ""
         event = {"kind": "start", "epoch": state.epoch + 1, "step": state.step, "workers": num_workers}
         self._put({**event, "at": now(), "text": text})

@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from raysrec.checkpoints import CheckpointRecord, Checkpoints, CorruptCheckpoint, TrainingState
+from raysrec.checkpoints import (
+    CheckpointRecord,
+    Checkpoints,
+    CorruptCheckpoint,
+    NoneIsWhole,
+    TrainingState,
+    _hash,
+)
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -111,12 +118,56 @@ def test_a_record_that_is_not_ours_is_refused(checkpoints, change):
     name = save(checkpoints, 5)
     file = checkpoints.place.local / f"{name}.json"
     signed = json.loads(file.read_text())
-    file.write_text(json.dumps(signed | {"checkpoint": signed["checkpoint"] | change}))
+    other = signed["checkpoint"] | change
+    file.write_text(json.dumps({"sha256": _hash(other), "checkpoint": other}))
     with (
-        pytest.raises(CorruptCheckpoint, match=f"{name}.json: checkpoint.(state|states|format)"),
+        pytest.raises(CorruptCheckpoint, match=f"{name}.json: describes no checkpoint .*: (state|states|format)"),
         checkpoints.loaded(name),
     ):
         pass
+
+
+BEFORE_LOSS = """{
+ "sha256": "cd27621466e58e8048210748a74dbf905846c1e5d59b029747cf88f75eed10c2",
+ "checkpoint": {
+  "format": 3,
+  "state": {
+   "epoch": 1, "step": 5, "steps_in_epoch": 0, "targets_in_epoch": 0, "best_score": 0.25, "best_epoch": 1,
+   "best_elapsed_s": 0.0, "best_cpu_s": 0.0, "elapsed_s": 1e-7, "cpu_s": 1e+22, "worse_in_a_row": 0,
+   "candidate": null, "finished": false
+  },
+  "fingerprint": "0123456789abcdef",
+  "states": [
+   {
+    "name": "step-00000005-epoch-00001/state-0-of-1.safetensors", "bytes": 7,
+    "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+   }
+  ],
+  "kept": {
+   "1": {
+    "name": "kept/epoch-00001.safetensors", "bytes": 4,
+    "sha256": "8f4375ec65c2c4092a1cc21e76712472eae0de999384e8327c495957121db9c2"
+   }
+  }
+ }
+}
+"""
+"""A record that commit 863a9b1 wrote, whose state knew of no loss."""
+
+
+def test_a_record_of_an_older_version_is_as_whole_as_it_was(checkpoints):
+    (checkpoints.place / "step-00000005-epoch-00001.json").write(BEFORE_LOSS)
+    state = TrainingState(epoch=1, step=5, best_score=0.25, best_epoch=1, elapsed_s=1e-7, cpu_s=1e22)
+    assert checkpoints.last_record().state == state
+
+
+def test_checkpoints_of_which_none_is_whole_are_no_beginning(checkpoints):
+    save(checkpoints, 5, best=1)
+    save(checkpoints, 10, best=1)
+    DAMAGE["cut"](checkpoints.place.local / "kept/epoch-00001.safetensors")  # which both name
+    with pytest.raises(NoneIsWhole, match=r"none of its 2 checkpoints can be used \(.*kept/epoch-00001.*--fresh"):
+        newest(checkpoints)
+    assert len(checkpoints.names()) == 2
 
 
 def test_a_number_that_changed_in_a_record_is_noticed(checkpoints):

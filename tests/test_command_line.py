@@ -375,6 +375,18 @@ def test_broken_yaml_is_refused_in_one_line_with_its_line_number(file):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("train: {epochs: 3}\ntrain: {batch_targets: 7}\n", "train", 2),
+        ("train:\n  epochs: 3\n  epochs: 4\n", "epochs", 3),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_since_one_of_them_would_be_lost(file, text, key, line):
+    with pytest.raises(ConfigError, match=rf"twice\.yaml: .*{key} stands twice .*line {line}"):
+        load([file("twice.yaml", text)])
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.yaml: is not YAML"):

@@ -300,6 +300,19 @@ def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_pa
             "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage",
         ),
         (
+            "engine.name=deepspeed engine.extra.zero_optimization=3",
+            "engine.extra.zero_optimization=3: is a section",
+        ),
+        (
+            "engine.name=deepspeed engine.extra.gradient_accumulation_steps=4",
+            "engine.extra.gradient_accumulation_steps: that is decided by train.micro_batch_tokens; set it there",
+        ),
+        ("engine.zero_stage=3", "engine.zero_stage=3 is not used with engine.name=torch; drop it"),
+        (
+            "scale.stalled_after_s=.inf",
+            "scale.stalled_after_s=inf",
+        ),
+        (
             "engine.name=deepspeed engine.extra.fp16.enabled=true",
             "engine.extra.fp16 keeps, with engine.zero_stage=1, a state that no checkpoint holds",
         ),

@@ -187,3 +187,12 @@ def test_a_full_disk_is_told_once_and_what_could_not_be_written_comes_later(smal
         recorder.record(events[-1])
     assert [json.loads(line) for line in (small_disk / "log.jsonl").read_text().splitlines()] == events
     assert caplog.text.count("No space left on device") == 1
+
+
+def test_half_a_line_of_a_driver_that_was_killed_stays_a_line_of_its_own(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "step", "ep')
+    with Recorder(tmp_path) as recorder:
+        recorder.record(NOTE)
+    with Recorder(tmp_path) as recorder:
+        recorder.record(NOTE)
+    assert (tmp_path / "log.jsonl").read_text().splitlines() == ['{"kind": "step", "ep', *[json.dumps(NOTE)] * 2]

@@ -173,7 +173,10 @@ def test_training_and_ranking_in_a_cluster_end_with_the_one_line(data, tmp_path)
         return validation_sums(model, data, config, read_with_ray(data.row_groups()))
 
     with ray_session(config.scale):
-        for use in (lambda: train(config), validation, lambda: evaluate(run, data, config)):
+        # With `last`, each worker reads all histories before it begins.
+        windows, named = {"train": config.train.model_copy(update={"windows": "last"})}, {"name": "last"}
+        last = config.model_copy(update={**windows, "storage": config.storage.model_copy(update=named)})
+        for use in (lambda: train(config), lambda: train(last), validation, lambda: evaluate(run, data, config)):
             with pytest.raises((PreparedDataError, RunError)) as error, ray_session(config.scale):
                 use()
             assert f"{group.path}: row group 3 is damaged (" in str(error.value)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -280,6 +281,12 @@ def test_killed_and_typed_again_it_goes_on(folder, tmp_path, monkeypatch, here):
     here.clear()
     with pytest.raises(FolderError, match=r"was begun with other settings: k was 10 and is now 3; name another folder"):
         recommend(run, config, Request(k=3, users=users), str(output))
+    settings = Path(f"{output}.unfinished", "settings.json")
+    begun = settings.read_text()
+    settings.write_text(begun[:-3])
+    with pytest.raises(FolderError, match=r"settings\.json: is damaged \(.*; delete .*unfinished"):
+        recommend(run, config, request, str(output))
+    settings.write_text(begun)
     recommend(run, config, request, str(output))
     assert len(here) == parts - 2  # those that were done are not done again, and the file is not read again
     assert read(output) == expected

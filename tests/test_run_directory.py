@@ -14,6 +14,7 @@ from raysrec import tensor_file, versions
 from raysrec.checkpoints import TrainingState
 from raysrec.command_line import validate
 from raysrec.models import MODELS, build_model
+from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError, load_model, save_weights
 
 NUM_ITEMS = 12
@@ -237,9 +238,36 @@ def test_a_run_that_goes_on_keeps_what_it_was_begun_with(run):
         ({"checkpoint": {"keep": 5}}, ""),
         ({"data": {"prepared": "elsewhere", "distributed": True}}, ""),
         ({"evaluate": {"device": "cpu"}}, ""),
+        ({"storage": {"root": "moved", "name": "here"}}, ""),
         ({"data": {"num_streams": 3}}, "data.num_streams was 4 and is now 3"),
         ({"evaluate": {"exclude_seen": True}}, "evaluate.exclude_seen was False and is now True"),
     ],
 )
 def test_only_what_changes_no_number_may_be_another_when_a_run_goes_on(run, settings, said):
     assert run.other_settings(configure(**settings)) == said
+
+
+def test_lines_of_the_log_that_say_nothing_are_counted_and_end_nothing(run):
+    start = {"kind": "start", "workers": 1}
+    half = '{"kind": "step", "ep'
+    lines = [json.dumps(start), half, half + json.dumps(start), json.dumps(start | {"workers": 2}), half]
+    (run.path / "log.jsonl").write("\n".join(lines))
+    assert run.events() == ([start, start | {"workers": 2}], 2)
+    assert run.restarts() == [start | {"workers": 2}]
+
+
+def test_what_makes_a_run_look_whole_goes_first_and_its_settings_last(run, monkeypatch):
+    for name in ("metrics.json", "log.jsonl", "checkpoints/step.json", "model/model.json"):
+        (run.path / name).write("{}")
+    gone, delete = [], Place.delete
+    monkeypatch.setattr(Place, "delete", lambda place, **order: gone.append(place.name) or delete(place, **order))
+    run.remove()
+    assert gone[:2] == [run.path.name, "metrics.json"]
+    assert sorted(gone[2:]) == ["checkpoints", "log.jsonl", "model", "provenance.json"]
+    assert not run.path.exists()
+
+
+def test_scores_that_do_not_say_their_data_are_refused(run):
+    run.save_metrics({"splits": {}})
+    with pytest.raises(RunError, match=r"metrics\.json: does not say `prepared`"):
+        run.prepared(run.finished_metrics())

@@ -185,9 +185,13 @@ def test_a_folder_that_is_no_sweep_is_said_to_be_none(tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"sweep": {"space": {}}}))
     with pytest.raises(SweepError, match="describes no sweep"):
         SweepDirectory.open(tmp_path).settings  # noqa: B018
-    (tmp_path / "trials.jsonl").write_text("{")
-    with pytest.raises(SweepError, match=r"trials\.jsonl: is no record of trials"):
-        SweepDirectory.open(tmp_path).trials  # noqa: B018
+    for line in ("{", "[1]"):
+        (tmp_path / "trials.jsonl").write_text(line)
+        with pytest.raises(SweepError, match=r"trials\.jsonl: is no record of trials"):
+            SweepDirectory.open(tmp_path).trials  # noqa: B018
+    (tmp_path / "sweep.yaml").write_text("sweep: {space")
+    with pytest.raises(SweepError, match=r"sweep\.yaml: describes no sweep: .*line 1"):
+        SweepDirectory.open(tmp_path).settings  # noqa: B018
 
 
 @pytest.mark.s3

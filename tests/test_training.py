@@ -11,7 +11,7 @@ from full_disk import fill
 from processes import run_together
 from safetensors.torch import load_file
 
-from raysrec.checkpoints import Checkpoints
+from raysrec.checkpoints import Checkpoints, NoneIsWhole
 from raysrec.command_line import nest, overlay, validate
 from raysrec.config.run import RunConfig
 from raysrec.data.loader import targets_per_epoch
@@ -42,7 +42,7 @@ class Log(WorkerLog):
     """Stands in for the driver: keeps what a worker says, and lets it die or stop after a step."""
 
     def __init__(self, *, dies_after=None, stops_after=None):
-        self.losses, self.scores, self.validated, self.saved = {}, [], [], []
+        self.losses, self.scores, self.validated, self.saved, self.notes = {}, [], [], [], []
         self.dies_after, self.stops_after = dies_after, stops_after
         self.step = 0
 
@@ -62,11 +62,11 @@ class Log(WorkerLog):
     def after_save(self, saved):
         self.saved.append(saved)
 
-    def started(self, state, num_workers):
+    def started(self, state, num_workers, num_targets):
         self.started_after = state.step
 
     def note(self, text):
-        pass
+        self.notes.append(text)
 
     def start_epoch(self, state):
         pass
@@ -478,7 +478,7 @@ def test_what_was_trained_to_the_end_and_cannot_be_saved_is_an_error(folder):
         start(configure(folder, train__epochs=1), place, InTheWay(place, forever=True))
 
 
-def test_a_damaged_checkpoint_is_gone_back_from(folder, undisturbed, caplog):
+def test_a_damaged_checkpoint_is_gone_back_from_and_a_line_says_so(folder, undisturbed):
     whole, _ = undisturbed
     config, place = configure(folder, checkpoint__every_steps=2), folder / "damaged"
     start(config, place, Log(dies_after=9))
@@ -487,7 +487,29 @@ def test_a_damaged_checkpoint_is_gone_back_from(folder, undisturbed, caplog):
     file.write_bytes(file.read_bytes()[:-1])
     again = start(config, place)
     assert again.started_after == int(newest[5:13]) - 2
-    assert "going back to the checkpoint before it" in caplog.text
+    assert any("going back to the checkpoint before it" in note for note in again.notes)
+    assert_equal(place, whole)
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_again(folder):
+    config, place = configure(folder, checkpoint__every_steps=2), folder / "all-damaged"
+    start(config, place, Log(dies_after=9))
+    names = Checkpoints(place).names()
+    for name in names:
+        (file,) = (place / name).iterdir()
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(NoneIsWhole, match=f"none of its {len(names)} checkpoints can be used"):
+        start(config, place)
+    assert Checkpoints(place).names() == names
+
+
+def test_the_loss_that_auto_settled_stays_where_another_machine_would_settle_another(folder, undisturbed, monkeypatch):
+    whole, _ = undisturbed
+    config, place = configure(folder), folder / "settled"
+    start(config, place, Log(dies_after=9))
+    monkeypatch.setattr("raysrec.objective.EXACT_COSTS_AT_MOST", {"cpu": 0.0, "cuda": 0.0})
+    again = start(config, place)
+    assert "loss  softmax: as when training began" in again.notes
     assert_equal(place, whole)
 
 

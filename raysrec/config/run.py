@@ -20,6 +20,17 @@ else:
     AnyModelConfig = Annotated[reduce(or_, (model.Config for model in MODELS.values())), Field(discriminator="name")]
 
 
+OURS = {
+    "train_batch_size": "train.batch_targets",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_tokens",
+    "gradient_accumulation_steps": "train.micro_batch_tokens",
+    "gradient_clipping": "train.clip_norm",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.schedule",
+}
+"""Settings of DeepSpeed that follow from ours: another value would be ignored, or learn something else than is said."""
+
+
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
@@ -54,10 +65,10 @@ class RunConfig(Section):
                 f"engine.extra is DeepSpeed's, and engine.name={self.engine.name} would ignore it; "
                 "set engine.name=deepspeed or drop engine.extra"
             )
-        if "stage" in self.engine.extra.get("zero_optimization", {}):
-            raise ValueError(
-                "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
-            )
+        self.engine.refuse_unused(
+            "engine", {"zero_stage": self.engine.name != "deepspeed"}, f"engine.name={self.engine.name}"
+        )
+        self._extra_leaves_what_is_ours()
         self._extra_can_be_saved()
         if self.train.optimizer == "muon" and self.engine.name != "torch":
             raise ValueError(
@@ -66,6 +77,17 @@ class RunConfig(Section):
             )
         self._supervision_fits()
         return self
+
+    def _extra_leaves_what_is_ours(self) -> None:
+        zero = self.engine.extra.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"engine.extra.zero_optimization={zero!r}: is a section; set keys in it")
+        for key in self.engine.extra.keys() & OURS.keys():
+            raise ValueError(f"engine.extra.{key}: that is decided by {OURS[key]}; set it there")
+        if "stage" in zero:
+            raise ValueError(
+                "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"
+            )
 
     def _extra_can_be_saved(self) -> None:
         lower = [name for name in ("fp16", "amp", "bf16") if _is_on(self.engine.extra.get(name))]

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysrec.config.data import AnyPlace
-from raysrec.schema import Count, CountOrZero, NonNegative, Section
+from raysrec.schema import Count, CountOrZero, NonNegative, Positive, Section
 
 
 class ElasticWorkers(Section):
@@ -65,7 +65,7 @@ class ScaleConfig(Section):
     max_failures: CountOrZero = 3
     """Failures in a row, with no checkpoint between them, after which training is given up; any one of a worker, a node
     or a store is gone on from."""
-    stalled_after_s: Annotated[float, Field(gt=0)] = 900.0
+    stalled_after_s: Positive = 900.0
     """Seconds after which a worker that others wait for is taken for lost."""
 
     @model_validator(mode="after")

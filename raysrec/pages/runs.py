@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
-from raysrec.run_directory import RunDirectory, RunError
+from raysrec.run_directory import RunDirectory, RunError, restarts_of
 from raysrec.schema import date_of
 
 Settings = dict[str, Any]
@@ -180,7 +180,7 @@ def _read(run: RunDirectory, name: str) -> Run:
     problems, place = list[str](), run.path
     settings = _settings(run, problems)
     record = read_record(run, problems)
-    events = read_events(place / "log.jsonl", problems)
+    events = read_events(run, problems)
     return Run(
         name=name,
         path=str(place),
@@ -188,7 +188,7 @@ def _read(run: RunDirectory, name: str) -> Run:
         record=record,
         state=state_of(run, record),
         events=kept_events(events),
-        restarts=[event for event in events if event["kind"] in ("start", "failure")][1:],
+        restarts=restarts_of(events),
         last_written=_time_of(place / "log.jsonl"),
         provenance=_json(place / "provenance.json", problems) or {},
         num_items=(_json(run.model_directory / "model.json", problems) or {}).get("num_items"),
@@ -197,25 +197,13 @@ def _read(run: RunDirectory, name: str) -> Run:
     )
 
 
-def read_events(file: Place, problems: list[str]) -> list[Event]:
-    """The events of a `log.jsonl`; of a line that is none, it is said how many there are.
-
-    A driver that was killed may have written half a last line, which is passed over.
-    """
+def read_events(run: RunDirectory, problems: list[str]) -> list[Event]:
+    """The events of a run's log; of lines that are none, it is said how many there are."""
     try:
-        lines = file.read_text().splitlines()
+        events, broken = run.events()
     except FileNotFoundError:
         problems.append("there is no log.jsonl, so there are no curves")
         return []
-    events, broken = [], 0
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            event["kind"] += ""
-        except (ValueError, TypeError, KeyError):
-            broken += number < len(lines)
-        else:
-            events.append(event)
     if broken:
         problems.append(f"{broken} lines of log.jsonl are no events and are left out")
     return events

@@ -22,7 +22,7 @@ from raysrec.run_directory import FREE, RunDirectory
 from raysrec.schema import CountOrZero, Section
 from raysrec.sweep.config import Parameters, SweepConfig, SweepError
 
-FREE_OF_SWEEP = ("sweep.max_concurrent", "sweep.rank", *(f"config.{key}" for key in FREE), "config.storage.")
+FREE_OF_SWEEP = ("sweep.max_concurrent", "sweep.rank", *(f"config.{key}" for key in FREE))
 """Settings that change no trial's numbers, and may be others when a sweep goes on."""
 
 State = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
@@ -106,6 +106,8 @@ class TrialRecord(Section):
     def of_line(cls, line: str) -> "TrialRecord":
         """The trial of a line."""
         record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f"{line[:40]!r} is no record")
         return cls.model_validate({key: value for key, value in record.items() if key in cls.model_fields})
 
 
@@ -221,14 +223,26 @@ class SweepDirectory:
             )
 
     def _content(self) -> dict[str, Any]:
-        content = yaml.safe_load(self.settings_file.read_text())
+        try:
+            content = yaml.safe_load(self.settings_file.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise self._describes_none(error) from None
         return content if isinstance(content, dict) else {}
 
     def _read(self, kind: type[S], section: str) -> S:
+        content = self._content()
         try:
-            return kind.model_validate(self._content()[section])
-        except (yaml.YAMLError, KeyError, ValidationError) as error:
-            raise SweepError(f"{self.settings_file}: describes no sweep: {' '.join(str(error).split())}") from None
+            return kind.model_validate(content[section])
+        except (KeyError, ValidationError) as error:
+            raise self._describes_none(error) from None
+
+    def _describes_none(self, error: Exception) -> SweepError:
+        reason = " ".join(str(error).split())
+        return SweepError(f"{self.settings_file}: describes no sweep: {reason}; restore it, or delete the folder")
+
+    def remove(self) -> None:
+        """Throw the sweep away with all its trials; what says that it is one goes last."""
+        self.path.delete(last=self.settings_file.name)
 
 
 def _is_growth(key: str, old: object, new: object) -> bool:
