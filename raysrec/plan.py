@@ -102,9 +102,17 @@ def _work_rows(config: RunConfig, data: PreparedData | None, use_gpu: bool) -> I
     chosen = ("bfloat16 where the GPU has it" if use_gpu else "float32") if precision == "auto" else precision
     yield "engine", f"{config.engine.name}{stage}, {chosen}"
     threads = "" if use_gpu else f", {threads_per_worker(config.scale)} threads each"
-    yield "workers", f"{_workers(config.scale)} on {device}{threads}, {config.data.num_streams} streams"
+    yield "workers", f"{_workers(config.scale)} on {device}{threads}, {_streams(config.data.num_streams, data)}"
     yield "asks for", asked_for(config, use_gpu=use_gpu)
     yield "kernels", "; ".join(f"{name}: {choice}" for name, choice in kernels(device).items())
+
+
+def _streams(number: int, data: PreparedData | None) -> str:
+    """How many there are, and how many of them make every batch smaller by their part."""
+    groups = number if data is None else sum(group.weight > 0 for group in data.row_groups())
+    if groups >= number:
+        return f"{number} streams"
+    return f"{number} streams, of which {number - groups} have nothing to read (data.num_streams={groups} is enough)"
 
 
 def _workers(scale: ScaleConfig) -> str:

@@ -128,3 +128,15 @@ def test_a_dry_run_refuses_what_would_not_start(verb, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://a.zip"}}')
     with pytest.raises(ClusterError, match=r"storage\.root=runs: lies in the folder which Ray unpacked for this job"):
         verb.main(verb._parser().parse_intermixed_args(command))
+
+
+def test_streams_that_have_nothing_to_read_are_counted(configure):
+    config = configure()
+    data = prepare(config.data)
+    groups = len(data.row_groups())
+    for number, said in (
+        (groups, f"{groups} streams"),
+        (groups + 3, f"{groups + 3} streams, of which 3 have nothing to read (data.num_streams={groups} is enough)"),
+    ):
+        streams = config.model_copy(update={"data": config.data.model_copy(update={"num_streams": number})})
+        assert rows(plan(streams, data))["workers"].endswith(said)
