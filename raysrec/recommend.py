@@ -17,7 +17,8 @@ from typing import Any
 from raysrec.command_line import load, run_verb
 from raysrec.config import DataConfig, ScaleConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.asked import DealtUsers, Some, about_interactions, deal_users, groups_with, read_ids, units_of
+from raysrec.data.asked import DealtUsers, Some, deal_users, groups_with, read_ids, units_of
+from raysrec.data.dealing import about_interactions
 from raysrec.data.files import SourceError
 from raysrec.data.fingerprint import stamp_of
 from raysrec.data.prepared import PreparedData

@@ -5,23 +5,21 @@ pieces and buckets as `distributed.py` deals a source, with the items' numbers o
 what is read at once.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
 from raysrec.data.batches import Histories
-from raysrec.data.blocks import plan_blocks
+from raysrec.data.dealing import about_interactions, deal_source
 from raysrec.data.files import NoInteractions, SourceError, SourceFile
 from raysrec.data.prepared import PreparedData, RowGroup
 from raysrec.data.reading import COLUMNS, consecutive, read_directly
-from raysrec.data.shares import deal_pieces, joined_share, write_item_codes
-from raysrec.data.sources import nothing_read
+from raysrec.data.shares import joined_share
 from raysrec.data.splits import IntArray, offsets_of
 from raysrec.data.tasks import Run
 from raysrec.place import Place
@@ -154,23 +152,21 @@ def deal_users(config: DataConfig, item_ids: pa.Array, folder: Place, run: Run) 
     Raises:
         SourceError: It cannot be read, or no item in it is known.
     """
-    blocks = plan_blocks(config)
     about = about_interactions(config)
     num_shares = max(1, min(SHARES, about // AT_ONCE), about // LARGEST_SHARE)
     folder.filesystem.create_dir(folder.path)
-    pieces, interactions, per_second, known = [], 0, 1, 0
-    unknown: dict[str, None] = {}
-    work = list(enumerate(blocks))
-    for piece in run("reading histories", partial(deal_pieces, config, os.getcwd(), folder, num_shares), work):
-        numbers = pc.index_in(piece.item_ids, value_set=item_ids).fill_null(0)  # 0 of the catalogue is padding
-        write_item_codes(folder, piece.name, numbers.to_numpy().astype(np.int32))
-        unknown |= dict.fromkeys(piece.item_ids.filter(pc.equal(numbers, 0)).to_pylist())
-        pieces.append((piece.name, interactions))
-        interactions += piece.interactions
-        per_second = piece.per_second
-        known += len(numbers) - pc.sum(pc.equal(numbers, 0)).as_py()
-    if not interactions:
-        raise nothing_read(config)
+    unknown, known = dict[str, None](), False
+
+    def number(ids: pa.Array) -> NDArray[np.int32]:
+        nonlocal known
+        numbers = pc.index_in(ids, value_set=item_ids).fill_null(0)  # 0 of the catalogue is padding
+        absent = ids.filter(pc.equal(numbers, 0)).to_pylist()
+        unknown.update(dict.fromkeys(absent))
+        known |= len(absent) < len(ids)
+        found: NDArray[np.int32] = numbers.to_numpy().astype(np.int32)
+        return found
+
+    dealt = deal_source(config, folder, num_shares, run, stage="reading histories", number_items=number)
     if not known:
         raise NoInteractions(
             f"data.source={config.source}: none of its {len(unknown):,} items is in the run's catalogue, such as "
@@ -179,10 +175,10 @@ def deal_users(config: DataConfig, item_ids: pa.Array, folder: Place, run: Run) 
         )
     return DealtUsers(
         folder=str(folder),
-        pieces=tuple(pieces),
+        pieces=dealt.pieces,
         num_shares=num_shares,
-        per_second=per_second,
-        interactions=interactions,
+        per_second=dealt.per_second,
+        interactions=dealt.interactions,
         unknown_items=Some(count=len(unknown), examples=tuple(list(unknown)[:EXAMPLES])),
     )
 
@@ -199,11 +195,6 @@ def dealt_users(dealt: DealtUsers, share: int) -> Asked:
         times=grouped.times[known] // dealt.per_second,
     )
     return Asked(grouped.user_ids, histories, np.diff(offsets), unknown=int(np.count_nonzero(~known)))
-
-
-def about_interactions(config: DataConfig) -> int:
-    """How many a file holds, by its size; rather too many."""
-    return sum(block.interactions for blocks in plan_blocks(config) for block in blocks)
 
 
 def _one(ids: pa.Array | pa.ChunkedArray) -> pa.Array:

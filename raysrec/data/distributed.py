@@ -11,7 +11,6 @@ Ray Data runs the tasks (`tasks.py`), but its shuffle is not used: it moves rows
 task here maps the bucket that it needs.
 """
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysrec.config import DataConfig
-from raysrec.data.blocks import plan_blocks
 from raysrec.data.counts import Counts, ItemCounts, refuse_empty
+from raysrec.data.dealing import DealtSource, about_interactions, deal_source
 from raysrec.data.filters import outside
 from raysrec.data.histories import NOWHERE, BoolArray, nothing_left, number_by_position
 from raysrec.data.manifest import Shard
@@ -31,15 +30,12 @@ from raysrec.data.publishing import SCRATCH
 from raysrec.data.shares import (
     Span,
     deal_histories,
-    deal_pieces,
     filter_share,
     find_appearance,
     find_seconds,
     group_share,
-    write_item_codes,
     write_row_groups,
 )
-from raysrec.data.sources import nothing_read
 from raysrec.data.spill import remove_files
 from raysrec.data.splits import IntArray, SplitRule, find_rule, offsets_of
 from raysrec.data.tasks import Run
@@ -62,7 +58,7 @@ def is_distributed(config: DataConfig) -> bool:
     """
     if config.distributed != "auto":
         return config.distributed
-    return _about_interactions(config) >= LARGE_INTERACTIONS
+    return about_interactions(config) >= LARGE_INTERACTIONS
 
 
 def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_reading: Callable[[], None]) -> Written:
@@ -80,7 +76,7 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
     """
     scratch = directory / f"{SCRATCH}{uuid.uuid4().hex}"  # others may be writing the same
     scratch.filesystem.create_dir(scratch.path)
-    num_shares = min(max(-(-_about_interactions(config) // SHARE_INTERACTIONS), 1), MOST_SHARES)
+    num_shares = min(max(-(-about_interactions(config) // SHARE_INTERACTIONS), 1), MOST_SHARES)
     source = _read(config, scratch, num_shares, run)
     after_reading()
     kept = _group_and_filter(config, scratch, num_shares, source, run)
@@ -107,15 +103,9 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class _Source(DealtSource):
     """What was read."""
 
-    pieces: list[tuple[str, int]]
-    """Name of each piece, and how many interactions there are before it."""
-    interactions: int
-    floored_times: int
-    left_out: int
-    per_second: int
     item_ids: pa.Array
     """At the index of the item's code."""
 
@@ -147,21 +137,13 @@ class _Numbers:
 
 def _read(config: DataConfig, scratch: Place, num_shares: int, run: Run) -> _Source:
     codes: dict[bytes, int] = {}
-    pieces, interactions, floored_times, left_out, per_second = [], 0, 0, 0, 1
-    work = list(enumerate(plan_blocks(config)))
-    for piece in run("reading", partial(deal_pieces, config, os.getcwd(), scratch, num_shares), work):
-        ids = piece.item_ids.cast(pa.binary()).to_pylist()
-        item_codes = [codes.setdefault(item, len(codes)) for item in ids]
-        write_item_codes(scratch, piece.name, np.array(item_codes, np.int32))
-        pieces.append((piece.name, interactions))
-        interactions += piece.interactions
-        floored_times += piece.floored_times
-        left_out += piece.left_out
-        per_second = piece.per_second
-    if not interactions:
-        raise nothing_read(config)
-    item_ids = pa.array(codes, pa.binary()).cast(pa.string())
-    return _Source(pieces, interactions, floored_times, left_out, per_second, item_ids)
+
+    def code(item_ids: pa.Array) -> NDArray[np.int32]:
+        ids = item_ids.cast(pa.binary()).to_pylist()
+        return np.array([codes.setdefault(item, len(codes)) for item in ids], np.int32)
+
+    dealt = deal_source(config, scratch, num_shares, run, stage="reading", number_items=code)
+    return _Source(**vars(dealt), item_ids=pa.array(codes, pa.binary()).cast(pa.string()))
 
 
 def _group_and_filter(config: DataConfig, scratch: Place, num_shares: int, source: _Source, run: Run) -> _Kept:
@@ -232,8 +214,3 @@ def _write(
     ends = np.cumsum([0, *map(len, numbers.shards)]).tolist()
     work = [(number, range(ends[number], ends[number + 1])) for number in range(len(numbers.shards))]
     return tuple(run("writing", partial(write_row_groups, scratch, directory, num_shares, rule), work))
-
-
-def _about_interactions(config: DataConfig) -> int:
-    """By the sizes of the source's files."""
-    return sum(block.interactions for blocks in plan_blocks(config) for block in blocks)
