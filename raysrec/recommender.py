@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from raysrec.allocator import release_freed_memory
 from raysrec.config.run import RunConfig
 from raysrec.data.asked import Asked, DealtUsers, Some, dealt_users, prepared_users
 from raysrec.data.batches import Histories, past_batches
@@ -21,7 +22,6 @@ from raysrec.place import Place
 from raysrec.ranking import top_items
 from raysrec.recommendations import SCHEMA, PartCounts, write_part
 from raysrec.run_directory import RunDirectory
-from raysrec.runtime import release_freed_memory
 
 ITEMS_AT_ONCE = 1 << 22
 """Recommended items that are held before they are written; some 200 MiB."""

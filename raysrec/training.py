@@ -11,6 +11,7 @@ from enum import IntEnum
 import torch
 from safetensors.torch import load_file
 
+from raysrec.allocator import release_freed_memory
 from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
 from raysrec.config.run import RunConfig
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
@@ -33,7 +34,6 @@ from raysrec.leaving import Leaving, asked_to_leave, asked_to_regroup
 from raysrec.models import build_model
 from raysrec.objective import build_objective
 from raysrec.ops import kernels
-from raysrec.runtime import release_freed_memory
 from raysrec.saving import Saver
 from raysrec.validation import Beside, Validation
 from raysrec.worker_log import WorkerLog

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from raysrec.allocator import tune_allocator
 from raysrec.checkpoints import Checkpoints
 from raysrec.config.run import RunConfig
 from raysrec.data.loader import targets_per_epoch
@@ -14,7 +15,7 @@ from raysrec.engine import NonFiniteLoss, StateMismatch
 from raysrec.errors import LastingError, readable
 from raysrec.leaving import watch_for_preemption
 from raysrec.nodes import refuse_other_versions
-from raysrec.runtime import threads_per_worker, tune_allocator
+from raysrec.runtime import threads_per_worker
 from raysrec.saving import Superseded
 from raysrec.training import Training
 from raysrec.validation import ranked_beside

@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from raysrec.runtime import (
     in_cluster,
     ray_session,
     threads_per_worker,
-    tune_allocator,
     wants_gpu,
 )
 
@@ -158,41 +156,3 @@ def test_this_machines_cores_are_the_default(monkeypatch):
 
 def test_workers_on_other_machines_take_no_cores():
     assert threads_per_worker(ScaleConfig(workers=8), workers_here=2, cores=8) == 4
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_that_was_freed_is_given_back():
-    code = """
-import numpy as np
-from raysrec.runtime import release_freed_memory, tune_allocator
-resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
-tune_allocator()
-blocks = [np.ones(2**17) for _ in range(200)]  # 200 MiB
-last = np.ones(10)
-before = resident()
-del blocks
-kept = resident()
-release_freed_memory()
-print(before - kept < 50 * 2**20, before - resident() > 150 * 2**20)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
-
-
-def test_the_allocator_is_tuned_where_there_is_glibc_and_left_alone_elsewhere(monkeypatch):
-    asked = {}
-
-    class Library:
-        mallopt = staticmethod(asked.__setitem__)
-
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: Library)
-    tune_allocator()
-    assert asked == runtime._MALLOC_OPTIONS
-
-    def missing(_):
-        raise OSError("no such library")
-
-    monkeypatch.setattr(runtime.ctypes, "CDLL", missing)
-    tune_allocator()
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
-    tune_allocator()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tabulate import tabulate
 
+from raysrec.allocator import tune_allocator
 from raysrec.command_line import config_parser, load, run_verb
 from raysrec.config.run import RunConfig
 from raysrec.data.loader import Prefetched, epoch_steps, facts_of
@@ -33,7 +34,7 @@ from raysrec.objective import Objective, build_objective
 from raysrec.optimizers import build_optimizers, set_learning_rate
 from raysrec.plan import plan
 from raysrec.prepare import prepare
-from raysrec.runtime import ray_session, threads_per_worker, tune_allocator
+from raysrec.runtime import ray_session, threads_per_worker
 
 WARM_UP_STEPS = 10
 Measured = dict[str, float]

@@ -25,6 +25,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from raysrec.allocator import tune_allocator
 from raysrec.config.run import RunConfig
 from raysrec.data.loader import epoch_steps, facts_of
 from raysrec.data.prepared import PreparedData
@@ -34,7 +35,6 @@ from raysrec.history import Batch
 from raysrec.models import SequenceModel
 from raysrec.objective import build_objective
 from raysrec.optimizers import build_optimizers
-from raysrec.runtime import tune_allocator
 
 WARM_UP_STEPS = 5
 STEPS_AT_HAND = 16
