@@ -9,7 +9,8 @@ from rich.console import Console
 
 from raysrec import progress
 from raysrec.mailbox import Mailbox
-from raysrec.progress import PLAIN_EVERY_S, Recorder, shown, shown_cutoff
+from raysrec.progress import PLAIN_EVERY_S, shown, shown_cutoff
+from raysrec.recorder import Recorder
 
 STEP = {
     "kind": "step", "epoch": 2, "step": 40, "progress": 1.5, "share_done": 0.25, "loss": 6.54321,

@@ -36,7 +36,7 @@ from raysrec.data.tasks import run_here
 from raysrec.models import build_model
 from raysrec.place import Place, PlaceError
 from raysrec.prepare import find_prepared, prepare
-from raysrec.progress import Recorder
+from raysrec.recorder import Recorder
 from raysrec.run_directory import RunDirectory, RunError
 
 pytestmark = pytest.mark.s3

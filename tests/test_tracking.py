@@ -18,7 +18,7 @@ from raysrec.command_line import ConfigError, validate
 from raysrec.errors import LastingError
 from raysrec.hyperparameters import hyperparameters
 from raysrec.mlflow_tracking import MlflowRun, log_test_scores, require_mlflow
-from raysrec.progress import Recorder
+from raysrec.recorder import Recorder
 from raysrec.run_directory import RunDirectory
 
 STEP = {
