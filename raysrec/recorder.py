@@ -39,7 +39,7 @@ class Recorder:
         # Without a buffer of Python's, which forgets what it could not write.
         self._log = (self._directory / "log.jsonl").open("ab+", buffering=0)
         if self._log.tell() and os.pread(self._log.fileno(), 1, self._log.tell() - 1) != b"\n":
-            self._log.write(b"\n")  # half a line, of a driver that was killed while it wrote
+            self._unwritten = b"\n"  # after half a line, of a driver that was killed while it wrote
         self._board: Any = SummaryWriter(str(self._directory / "tensorboard"))
         if self._config is not None:
             self._describe(self._config)

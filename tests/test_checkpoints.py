@@ -152,7 +152,7 @@ BEFORE_LOSS = """{
  }
 }
 """
-"""A record that commit 863a9b1 wrote, whose state knew of no loss."""
+"""A record that commit e2aa753 wrote, whose state knew of no loss."""
 
 
 def test_a_record_of_an_older_version_is_as_whole_as_it_was(checkpoints):

@@ -9,7 +9,7 @@ import pytest
 from run_folders import run_folder
 
 from raysrec.pages import Sweep, runs_page, sweep_page
-from raysrec.sweep import TrialRecord, Validation
+from raysrec.sweep import CurvePoint, TrialRecord
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -62,7 +62,7 @@ def test_every_plot_of_a_sweep_is_drawn_and_the_console_is_silent(tmp_path):
             name=f"trial-{number:03}",
             parameters={"train.learning_rate": 10.0 ** -(number % 4), "model.gate": "silu" if number % 2 else "relu"},
             state="finished",
-            curve=tuple(Validation(epoch, 0.01 * epoch * (1 + number % 4), epoch * 10.0) for epoch in (1, 2, 3)),
+            curve=tuple(CurvePoint(epoch, 0.01 * epoch * (1 + number % 4), epoch * 10.0) for epoch in (1, 2, 3)),
         )
         for number in range(12)
     ]

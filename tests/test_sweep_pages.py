@@ -11,11 +11,11 @@ from raysrec.command_line import run_verb
 from raysrec.pages import Sweep, sweep_page, write_sweep_page
 from raysrec.pages.importance import LEAST_TRIALS, importances
 from raysrec.pages.trials import pareto, read_sweep
-from raysrec.sweep import SweepError, TrialRecord, Validation
+from raysrec.sweep import CurvePoint, SweepError, TrialRecord
 
 
 def trial(number, score=None, seconds=10.0, state="finished", **parameters):
-    curve = () if score is None else (Validation(1, score / 2, seconds / 2), Validation(2, score, seconds))
+    curve = () if score is None else (CurvePoint(1, score / 2, seconds / 2), CurvePoint(2, score, seconds))
     return record(number, curve, state, **parameters)
 
 
@@ -52,7 +52,7 @@ def test_a_sweep_is_read_as_it_was_written(folder):
     assert (sweep.metric, sweep.finished, sweep.parameters) == ("ndcg@10", False, ["train.learning_rate", "model.gate"])
     assert [trial.name for trial in sweep.ranked] == ["trial-001", "trial-000", "trial-003", "trial-002"]
     best = sweep.trials[0].best
-    assert (best, sweep.trials[0].seconds) == (Validation(2, 0.2, 10.0), 15.0)
+    assert (best, sweep.trials[0].seconds) == (CurvePoint(2, 0.2, 10.0), 15.0)
     assert sweep.how.startswith("search random, scheduler asha (grace epochs 2, reduction factor")
     assert sweep.how.endswith("num samples 4, seed 0")
 

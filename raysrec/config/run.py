@@ -82,8 +82,9 @@ class RunConfig(Section):
         zero = self.engine.extra.get("zero_optimization", {})
         if not isinstance(zero, dict):
             raise ValueError(f"engine.extra.zero_optimization={zero!r}: is a section; set keys in it")
-        for key in self.engine.extra.keys() & OURS.keys():
-            raise ValueError(f"engine.extra.{key}: that is decided by {OURS[key]}; set it there")
+        for key, setting in OURS.items():
+            if key in self.engine.extra:
+                raise ValueError(f"engine.extra.{key}: that is decided by {setting}; set it there")
         if "stage" in zero:
             raise ValueError(
                 "engine.extra.zero_optimization.stage: the stage is set by engine.zero_stage; set it there"

@@ -5,14 +5,14 @@ files that anything can read.
 """
 
 from raysrec.sweep.config import SchedulerConfig, SweepConfig, SweepError
-from raysrec.sweep.record import SweepDirectory, TrialRecord, Validation, by_score
+from raysrec.sweep.record import CurvePoint, SweepDirectory, TrialRecord, by_score
 
 __all__ = [
+    "CurvePoint",
     "SchedulerConfig",
     "SweepConfig",
     "SweepDirectory",
     "SweepError",
     "TrialRecord",
-    "Validation",
     "by_score",
 ]

@@ -16,7 +16,7 @@ from raysrec.mailbox import Event, now
 from raysrec.place import PlaceError
 from raysrec.sweep.loading import Sweep
 from raysrec.sweep.proposals import proposals
-from raysrec.sweep.record import TrialRecord, Validation
+from raysrec.sweep.record import CurvePoint, TrialRecord
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class TrialBook:
                 self._live[name] = event
             elif event["kind"] == "validation":
                 score = event[f"validation/{self.sweep.settings.metric}"]
-                one = Validation(event["epoch"], score, event["elapsed_s"])
+                one = CurvePoint(event["epoch"], score, event["elapsed_s"])
                 trial = self._put(trial, curve=_with(trial.curve, one), seconds=one.seconds)
                 stop = name in self._ended_early or self._judge(trial)
             elif event["kind"] == "end":
@@ -161,7 +161,7 @@ class TrialBook:
             why = "the sweep was asked to end"
         if (best := event.get("best")) and best[0] not in [validation.epoch for validation in curve]:
             # It was validated when the sweep had been killed.
-            curve = tuple(sorted([*curve, Validation(*best)]))
+            curve = tuple(sorted([*curve, CurvePoint(*best)]))
             self._judge(trial.model_copy(update={"curve": curve}))
         trial = self._put(
             trial,
@@ -197,6 +197,6 @@ def _interrupted(trial: TrialRecord) -> TrialRecord:
     return trial.model_copy(update={"state": "interrupted"}) if trial.state == "running" else trial
 
 
-def _with(curve: tuple[Validation, ...], one: Validation) -> tuple[Validation, ...]:
+def _with(curve: tuple[CurvePoint, ...], one: CurvePoint) -> tuple[CurvePoint, ...]:
     """The curve with one more validation; later ones were lost with a checkpoint and are made again."""
     return (*(old for old in curve if old.epoch < one.epoch), one)

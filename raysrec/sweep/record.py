@@ -34,7 +34,7 @@ DONE = ("finished", "stopped")
 S = TypeVar("S", bound=Section)
 
 
-class Validation(NamedTuple):
+class CurvePoint(NamedTuple):
     """A validation of a trial."""
 
     epoch: int
@@ -56,7 +56,7 @@ class TrialRecord(Section):
     """How far it is."""
     why: str = ""
     """Why it ended, where there is something to say."""
-    curve: tuple[Validation, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     """Its validations, oldest first."""
     seconds: float = 0.0
     """Seconds of training, validation included, over all restarts."""
@@ -71,7 +71,7 @@ class TrialRecord(Section):
         return self.curve[-1].epoch if self.curve else 0
 
     @property
-    def best(self) -> Validation | None:
+    def best(self) -> CurvePoint | None:
         """The one with the best score, the first of several; None before the first."""
         return max(self.curve, key=lambda validation: validation.score, default=None)
 
