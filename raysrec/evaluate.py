@@ -14,27 +14,28 @@ import pyarrow.compute as pc
 import torch
 
 from raysrec.checkpoints import Checkpoints, TrainingState
-from raysrec.command_line import load, run_verb
+from raysrec.cluster.nodes import wait_for_nodes
+from raysrec.cluster.placement import scale_to_rank
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import run_verb
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
-from raysrec.data.fingerprint import prepared_folder
 from raysrec.data.prepared import PreparedData
+from raysrec.data.preparing.fingerprint import prepared_folder
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
-from raysrec.mlflow_tracking import log_test_scores
 from raysrec.model_actors import done_by_actors
-from raysrec.nodes import wait_for_nodes
-from raysrec.placement import scale_to_rank
 from raysrec.ranker import COVERAGE_K, Ranked, Ranker, units_of
 from raysrec.report import print_runs
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session
+from raysrec.tracking.mlflow_run import log_test_scores
 
 
 def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[str, Any]:
     """Rank both splits with the run's model, write `ranks.parquet`, and return the scores of each split.
 
     Raises:
-        RunError: The run has no model yet.
+        SavedModelError: The run has no model yet.
         RuntimeError: Some user was not ranked exactly once.
     """
     ranks, recommended = _rank_with_ray(run, data, config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import positions_per_target
+from raysrec.data.batching.facts import positions_per_target
 from raysrec.data.prepared import PreparedData
 from raysrec.history import History
 from raysrec.losses import bytes_at_once, chunk_sizes

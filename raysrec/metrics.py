@@ -5,7 +5,7 @@ workers add up: sums and counts, never means of means.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +146,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def shown_cutoff(names: Iterable[str]) -> int:
+    """The cut-off whose metrics are shown where there is room for one: 10, or the largest if 10 was not computed."""
+    cutoffs = {int(name.rpartition("@")[2]) for name in names if "@" in name}
+    return 10 if 10 in cutoffs else max(cutoffs, default=10)
 
 
 _NORMAL_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations

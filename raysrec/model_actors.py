@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysrec.cluster.placement import model_options
+from raysrec.cluster.runtime import ClusterError, threads_per_worker, wants_gpu
 from raysrec.config import ScaleConfig
 from raysrec.errors import readable
 from raysrec.faults import is_out_of_memory
-from raysrec.placement import model_options
-from raysrec.runtime import ClusterError, threads_per_worker, wants_gpu
 
 Do = Callable[[Any], Any]
 """Does a piece of work."""

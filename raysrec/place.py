@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from raysrec.stores import Address, PlaceError, failure_of, parse
 
-__all__ = ["AnyPath", "Place", "PlaceError", "in_words", "sync"]
+__all__ = ["AnyPath", "Place", "PlaceError", "store_in_words", "sync"]
 
 AnyPath = str | os.PathLike[str]
 """A path or a URI as text, a path of this machine, or a Place."""
@@ -115,7 +115,7 @@ class Place:
         Raises:
             PlaceError: The store cannot be asked, or has no such bucket.
         """
-        with in_words(self):
+        with store_in_words(self):
             info = self.filesystem.get_file_info(self.path)
         if info.type == fs.FileType.NotFound:
             self._refuse_missing_bucket()
@@ -134,12 +134,12 @@ class Place:
         info = self.info()
         if self.is_local:
             return info.size, info.mtime_ns, ""
-        with in_words(self), self.filesystem.open_input_file(self.path) as file:
+        with store_in_words(self), self.filesystem.open_input_file(self.path) as file:
             return info.size, info.mtime_ns, (file.metadata() or {}).get("ETag", b"").decode()
 
     def below(self, *, recursive: bool = True) -> list[fs.FileInfo]:
         """Every file and folder in a folder, and in those below it; none if there is no such folder."""
-        with in_words(self):
+        with store_in_words(self):
             selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
             found = self.filesystem.get_file_info(selector)
         if not found:
@@ -148,7 +148,7 @@ class Place:
 
     def open(self) -> pa.NativeFile:
         """The file, to be read from its beginning, as it lies there."""
-        with in_words(self):
+        with store_in_words(self):
             ahead = None if self.is_local else AT_ONCE_BYTES
             return self.filesystem.open_input_stream(self.path, compression=None, buffer_size=ahead)
 
@@ -158,7 +158,7 @@ class Place:
         Raises:
             FileNotFoundError: There is none.
         """
-        with in_words(self), self.open() as stream:
+        with store_in_words(self), self.open() as stream:
             return bytes(stream.readall())
 
     def read_text(self) -> str:
@@ -196,14 +196,14 @@ class Place:
             yield self.local
             return
         with tempfile.TemporaryDirectory(prefix="raysrec-") as folder:
-            with in_words(self), self.open() as stream, (Path(folder) / self.name).open("wb") as copy:
+            with store_in_words(self), self.open() as stream, (Path(folder) / self.name).open("wb") as copy:
                 shutil.copyfileobj(stream, copy, AT_ONCE_BYTES)
             yield Path(folder) / self.name
 
     def upload(self, file: Path) -> None:
         """Copy a file of this machine here; it appears when all of it is there."""
         # pyarrow's copy_files does not tell when a store refuses what was sent to it.
-        with in_words(self):
+        with store_in_words(self):
             try:
                 with file.open("rb") as source, self.filesystem.open_output_stream(self.path, compression=None) as sink:
                     shutil.copyfileobj(source, sink, AT_ONCE_BYTES)
@@ -224,7 +224,7 @@ class Place:
             names = [info.base_name for info in self.below(recursive=False) if info.base_name != last]
             for name in sorted(names, key=lambda name: name != first):
                 (self / name).delete()
-        with in_words(self), suppress(FileNotFoundError):
+        with store_in_words(self), suppress(FileNotFoundError):
             if self.is_file():
                 self.filesystem.delete_file(self.path)
             elif self.is_local:
@@ -252,7 +252,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def in_words(place: Place) -> Iterator[None]:
+def store_in_words(place: Place) -> Iterator[None]:
     """Turn a store's failures into a PlaceError that names the place, and leave other errors as they are."""
     try:
         yield

@@ -4,23 +4,23 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from raysrec.autoscaler import to_come
+from raysrec.cluster.autoscaler import to_come
+from raysrec.cluster.nodes import refuse_fleeting
+from raysrec.cluster.placement import asked_for, room, scale_to_train
+from raysrec.cluster.resources import machines
+from raysrec.cluster.runtime import in_cluster, ray_session, threads_per_worker, wants_gpu
 from raysrec.config import ScaleConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import positions_per_target, targets_per_epoch
+from raysrec.data.batching.facts import positions_per_target, targets_per_epoch
 from raysrec.data.manifest import Manifest
 from raysrec.data.prepared import PreparedData
 from raysrec.losses import chunk_sizes
 from raysrec.memory import estimate
-from raysrec.mlflow_tracking import require_mlflow
 from raysrec.models import SequenceModel, build_model
-from raysrec.nodes import refuse_fleeting
 from raysrec.objective import choose_loss
 from raysrec.ops import kernels
-from raysrec.placement import asked_for, room, scale_to_train
-from raysrec.resources import machines
 from raysrec.run_directory import RunError
-from raysrec.runtime import in_cluster, ray_session, threads_per_worker, wants_gpu
+from raysrec.tracking.mlflow_run import require_mlflow
 
 
 def refuse_impossible(config: RunConfig) -> None:

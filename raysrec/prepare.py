@@ -1,8 +1,8 @@
 """From raw interactions to a prepared data set: read, filter, number, order, write; `python -m raysrec.prepare`.
 
-The steps run in the memory of this process (`data/in_memory.py`), or for a large source part by part in tasks of a
-cluster (`data/distributed.py`), which makes the same files. The folder is named by its fingerprint, appears whole or
-not at all, and is reused by whoever asks for the same again.
+The steps (`data/preparing/`) run in the memory of this process, or for a large source part by part in tasks of a
+cluster, which makes the same files. The folder is named by its fingerprint, appears whole or not at all, and is reused
+by whoever asks for the same again.
 """
 
 import logging
@@ -11,24 +11,25 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.cluster.nodes import refuse_fleeting, wait_for_data_nodes
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import config_parser, run_verb
 from raysrec.config import DataConfig, ScaleConfig
-from raysrec.data.distributed import is_distributed, prepare_in_tasks
-from raysrec.data.download import download
-from raysrec.data.files import SourceError
-from raysrec.data.fingerprint import fingerprint_of, hash_source, prepared_folder, stamp_of
-from raysrec.data.in_memory import prepare_in_memory
+from raysrec.config.loading import load
 from raysrec.data.prepared import PreparedData, PreparedDataError
-from raysrec.data.publishing import appearing_by_parts, appearing_whole
-from raysrec.data.sources import source_places
+from raysrec.data.preparing.distributed import is_distributed, prepare_in_tasks
+from raysrec.data.preparing.fingerprint import fingerprint_of, hash_source, prepared_folder, stamp_of
+from raysrec.data.preparing.in_memory import prepare_in_memory
+from raysrec.data.preparing.publishing import appearing_by_parts, appearing_whole
+from raysrec.data.preparing.writing import write_manifest
+from raysrec.data.sources.download import download
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import source_places
 from raysrec.data.splits import HELD_OUT
-from raysrec.data.tasks import run_with_ray
-from raysrec.data.writing import write_manifest
-from raysrec.nodes import refuse_fleeting, wait_for_data_nodes
 from raysrec.place import Place
-from raysrec.progress import stage
-from raysrec.runtime import ray_session
 from raysrec.schema import date_of
+from raysrec.tasks import run_with_ray
+from raysrec.tracking.progress import stage
 
 log = logging.getLogger(__name__)
 

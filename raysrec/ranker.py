@@ -12,10 +12,10 @@ import pyarrow as pa
 import torch
 
 from raysrec.config.run import RunConfig
-from raysrec.data.batches import HeldOut
-from raysrec.data.loader import held_out
+from raysrec.data.batching.batches import HeldOut
+from raysrec.data.batching.loader import held_out
+from raysrec.data.batching.reading import read_ahead
 from raysrec.data.prepared import PreparedData
-from raysrec.data.reading import read_ahead
 from raysrec.data.splits import HELD_OUT
 from raysrec.metrics import RankSums
 from raysrec.models import SequenceModel, build_model

@@ -14,23 +14,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from raysrec.command_line import load, run_verb
+from raysrec.cluster.nodes import refuse_in_job_folder, wait_for_data_nodes, wait_for_nodes
+from raysrec.cluster.placement import scale_to_rank
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import run_verb
 from raysrec.config import DataConfig, ScaleConfig
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
-from raysrec.data.asked import DealtUsers, Some, deal_users, groups_with, read_ids, units_of
-from raysrec.data.dealing import about_interactions
-from raysrec.data.files import SourceError
-from raysrec.data.fingerprint import stamp_of
 from raysrec.data.prepared import PreparedData
-from raysrec.data.sources import source_places
-from raysrec.data.tasks import run_here, run_with_ray
+from raysrec.data.preparing.dealing import about_interactions
+from raysrec.data.preparing.fingerprint import stamp_of
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import source_places
 from raysrec.errors import ReadableError
 from raysrec.model_actors import done_by_actors
-from raysrec.nodes import refuse_in_job_folder, wait_for_data_nodes, wait_for_nodes
 from raysrec.place import Place
-from raysrec.placement import scale_to_rank
-from raysrec.progress import stage
-from raysrec.recommend_request import (
+from raysrec.recommending.asked import DealtUsers, Some, deal_users, groups_with, read_ids, units_of
+from raysrec.recommending.recommendations import PartCounts, RecommendationFolder
+from raysrec.recommending.recommender import Recommender, Unit, Wanted
+from raysrec.recommending.request import (
     FILE_KEYS,
     UNTIL,
     Request,
@@ -39,10 +41,9 @@ from raysrec.recommend_request import (
     settings_of,
     users_file,
 )
-from raysrec.recommendations import PartCounts, RecommendationFolder
-from raysrec.recommender import Recommender, Unit, Wanted
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session
+from raysrec.tasks import run_here, run_with_ray
+from raysrec.tracking.progress import stage
 
 LARGE_INTERACTIONS = 4_000_000
 """From about here on a file of histories is read by tasks of the cluster, in place of this process."""

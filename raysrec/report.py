@@ -14,11 +14,11 @@ from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
 from raysrec.command_line import run_verb
+from raysrec.metrics import shown_cutoff
 from raysrec.pages import runs_page, write_sweep_page
 from raysrec.pages.published import DEFAULT
 from raysrec.pages.runs import named, other_rule, read_record, state_of
 from raysrec.place import AnyPath, Place, PlaceError
-from raysrec.progress import shown_cutoff
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.sweep import SweepDirectory
 

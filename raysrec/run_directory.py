@@ -6,7 +6,7 @@ runs/<name>/
   log.jsonl         every number that was shown while training
   tensorboard/      the same numbers
   checkpoints/      to resume (`checkpoints.py`)
-  model/            to use: weights.safetensors and model.json
+  model/            to use (`saved_model.py`)
   ranks.parquet     one rank per user; metrics.json is computed from it
 """
 
@@ -21,18 +21,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from raysrec.command_line import ConfigError, differences, validate
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import validate
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import differences
 from raysrec.errors import LastingError
 from raysrec.mailbox import Event
-from raysrec.models import MODELS, SequenceModel, build_model
+from raysrec.models import SequenceModel
 from raysrec.place import AnyPath, Place
-from raysrec.tensor_file import save_tensors
-from raysrec.versions import provenance
+from raysrec.provenance import provenance
+from raysrec.saved_model import WEIGHTS, is_saved, load_model, save_model
 
 FREE = ("scale.", "checkpoint.", "storage.", "data.prepared", "data.distributed", "evaluate.device")
 """Settings that change no number, and may be others when a run goes on."""
@@ -181,18 +181,12 @@ class RunDirectory:
     def save_model(
         self, config: RunConfig, num_items: int, weights: Mapping[str, Tensor], *, num_users: int = 0
     ) -> None:
-        """Write the weights to use; `model.json` comes last and says that they are whole."""
-        description = {
-            "model": config.model.model_dump(mode="json"),
-            "num_items": num_items,
-            "num_users": num_users,
-        }
-        save_weights(weights, self.model_directory / "weights.safetensors")
-        (self.model_directory / "model.json").write(json.dumps(description, indent=2) + "\n")
+        """Write the weights to use."""
+        save_model(self.model_directory, config.model, num_items, weights, num_users=num_users)
 
     def has_model(self) -> bool:
         """Are there weights to use? They come when training is over; where it only stands still there are none."""
-        return (self.model_directory / "model.json").is_file()
+        return is_saved(self.model_directory)
 
     def metrics(self) -> dict[str, Any] | None:
         """What `metrics.json` says; None while the run is not finished.
@@ -267,7 +261,7 @@ class RunDirectory:
 
     def weights_stamp(self) -> str:
         """A text that changes when the weights do."""
-        return str((self.model_directory / "weights.safetensors").stamp())
+        return str((self.model_directory / WEIGHTS).stamp())
 
     def save_ranks(self, ranks: pa.Table) -> None:
         """Write one rank per user and split."""
@@ -278,7 +272,7 @@ class RunDirectory:
         """The trained model, on the CPU, ready to encode.
 
         Raises:
-            RunError: The run has no model yet.
+            SavedModelError: The run has no model yet, or a damaged one.
         """
         return load_model(self.model_directory)
 
@@ -297,53 +291,3 @@ def _parsed(file: Place) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RunError(f"{file}: holds {type(found).__name__}, not what a run writes there")
     return found
-
-
-def load_model(directory: AnyPath) -> SequenceModel:
-    """The model that `RunDirectory.save_model` wrote; no code is run by loading it.
-
-    Raises:
-        RunError: There is no whole model in the folder.
-    """
-    directory = Place.of(directory)
-    try:
-        description = json.loads((directory / "model.json").read_text())
-        with (directory / "weights.safetensors").at_hand() as file:
-            weights = load_file(file)
-    except FileNotFoundError:
-        raise RunError(f"{directory}: holds no model yet; let its training finish first") from None
-    except (SafetensorError, UnicodeDecodeError, JSONDecodeError, RecursionError) as error:
-        raise RunError(
-            f"{directory}: its model.json or weights.safetensors is damaged ({error}); {_TRAIN_AGAIN}"
-        ) from None
-    model = _described(description, directory / "model.json")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{directory}: its weights are of another model ({reason}); {_TRAIN_AGAIN}") from None
-    return model.eval()
-
-
-_TRAIN_AGAIN = "copy it again from where it was trained, or train again with --fresh"
-
-
-def _described(description: Any, file: Place) -> SequenceModel:
-    """The model, with random weights, that a `model.json` describes."""
-    try:
-        settings = description["model"]
-        kind = MODELS[settings["name"]]
-        if kind.has_user_vectors and "num_users" not in description:
-            raise RunError(f"{file}: does not say num_users, for how many users there are vectors")
-        config = kind.Config.model_validate(settings)
-        return build_model(config, int(description["num_items"]), int(description.get("num_users", 0)))
-    except RunError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RunError(f"{file}: describes no model of this raysrec ({error!r}); {_TRAIN_AGAIN}") from None
-
-
-def save_weights(weights: Mapping[str, Tensor], path: AnyPath) -> None:
-    """Write weights as safetensors; a kill leaves the old file or the new one, never half of one."""
-    with Place.of(path).replacing() as temporary:
-        save_tensors({name: value.contiguous() for name, value in weights.items()}, temporary)

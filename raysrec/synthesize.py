@@ -13,17 +13,18 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.cluster.nodes import wait_for_data_nodes
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import config_parser, run_verb
 from raysrec.config import SyntheticConfig
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
-from raysrec.data.interactions import INTERACTIONS_SCHEMA
+from raysrec.data.sources.interactions import INTERACTIONS_SCHEMA
 from raysrec.data.synthetic import blocks, settings_json, synthesize_block
-from raysrec.data.tasks import run_with_ray
 from raysrec.errors import LastingError
-from raysrec.nodes import wait_for_data_nodes
 from raysrec.place import Place
-from raysrec.progress import stage
-from raysrec.runtime import ray_session
+from raysrec.tasks import run_with_ray
+from raysrec.tracking.progress import stage
 
 SETTINGS_KEY = b"raysrec.synthetic"
 """Under which a file says what it was made by."""

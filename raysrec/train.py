@@ -1,7 +1,7 @@
 """Train a model: prepare the data if needed, train on Ray workers, rank the held-out items, print the table.
 
-This is what the driver does; what every worker does stands in `worker.py`. The same command goes on with a run that
-was interrupted.
+This is what the driver does; what every worker does stands in `training/`. The same command goes on with a run that was
+interrupted.
 """
 
 import argparse
@@ -17,26 +17,27 @@ from typing import Any
 from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.cluster.nodes import wait_for_nodes
+from raysrec.cluster.placement import scale_to_rank, scale_to_train, worker_bundle
+from raysrec.cluster.resources import give_back
+from raysrec.cluster.runtime import ray_session, wants_gpu
+from raysrec.cluster.versions import versions_here
+from raysrec.command_line import config_parser, run_verb
 from raysrec.config import ScaleConfig
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
 from raysrec.engine import Weights
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event, Mailbox
-from raysrec.nodes import wait_for_nodes
-from raysrec.placement import scale_to_rank, scale_to_train, worker_bundle
 from raysrec.plan import plan, plan_here, refuse_impossible
 from raysrec.prepare import find_prepared, prepare
-from raysrec.progress import shown
 from raysrec.report import print_runs
-from raysrec.resources import give_back
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.runtime import ray_session, wants_gpu
 from raysrec.stopping import STOPPED, StopRequest, stop_requests
 from raysrec.sweep import SweepDirectory
-from raysrec.versions import versions_here
-from raysrec.worker import train_worker
+from raysrec.tracking.progress import shown
+from raysrec.training.worker import train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -227,8 +228,8 @@ def _mailbox(name: str, scale: ScaleConfig) -> Any:
 def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_name: str, room: Any) -> Any:
     import ray.train
 
-    from raysrec.ray_train import failures_told, torch_config
-    from raysrec.scaling_policy import Trainer
+    from raysrec.training.ray_train import failures_told, torch_config
+    from raysrec.training.scaling_policy import Trainer
 
     place, scale = run.path.absolute(), scale_to_train(config)
     use_gpu = wants_gpu(scale)

@@ -21,28 +21,28 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
+from raysrec.cluster.nodes import wait_for_nodes
+from raysrec.cluster.placement import scale_to_train
+from raysrec.cluster.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
 from raysrec.evaluate import rank
-from raysrec.nodes import wait_for_nodes
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
-from raysrec.pages.trials import read_sweep
+from raysrec.pages.sweeps import read_sweep
 from raysrec.place import PlaceError
-from raysrec.placement import scale_to_train
 from raysrec.plan import plan_here, refuse_impossible
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
-from raysrec.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.stopping import STOPPED, StopRequest, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
 from raysrec.sweep.loading import Sweep, load_sweep
 from raysrec.sweep.record import SweepDirectory, TrialRecord, best_trial
-from raysrec.sweep_table import final_table, in_words, sweep_shown
+from raysrec.sweep.table import final_table, parameters_in_words, sweep_shown
 from raysrec.train import ask_to_stop, prepare_to_learn
-from raysrec.trial import SCHEDULER
+from raysrec.tuning.trial import SCHEDULER
 
 ASK_AGAIN_S = 1.0
 """Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
@@ -104,7 +104,7 @@ def _session(sweep: Sweep, data: PreparedData) -> Iterator[None]:
 
 
 def _rule(sweep: Sweep) -> StoppingRule:
-    from raysrec.ray_tune import EarlyStopping
+    from raysrec.tuning.ray_tune import EarlyStopping
 
     return EarlyStopping(sweep.settings.scheduler, max_epochs=sweep.max_epochs)
 
@@ -115,7 +115,7 @@ def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> N
     Raises:
         SweepStopped: It was asked to end.
     """
-    from raysrec.ray_tune import run_trials
+    from raysrec.tuning.ray_tune import run_trials
 
     sweep = book.sweep
 
@@ -237,7 +237,7 @@ def print_sweep(directory: SweepDirectory) -> None:
     print(f"\npage  {write_sweep_page(directory.path)}")
     if (best := best_trial(trials)) is None:
         return
-    print(f"\nbest  {best.name}: {in_words(best)}")
+    print(f"\nbest  {best.name}: {parameters_in_words(best)}")
     print(f"      python -m raysrec.train --config {shlex.quote(str(directory.best_file))}")
     if best.state == "stopped":
         print("      it was ended early; the command above trains it to its end, raysrec.evaluate ranks it as it is")
@@ -256,12 +256,12 @@ def describe(sweep: Sweep) -> str:
     rows.append(("trials", f"{settings.num_trials:,}, {drawn}"))
     rows.append(("at once", f"{settings.max_concurrent}, on {config.scale.max_workers} workers each"))
     rows.append(("compared by", f"validation {settings.metric}"))
-    rows.append(("ended early", _in_words(settings)))
+    rows.append(("ended early", _rule_in_words(settings)))
     rows.append(("epochs", f"up to {settings.num_trials * sweep.max_epochs:,} in all, {sweep.max_epochs} a trial"))
     return tabulate(rows, tablefmt="plain")
 
 
-def _in_words(settings: SweepConfig) -> str:
+def _rule_in_words(settings: SweepConfig) -> str:
     rule = settings.scheduler
     if rule.name == "none":
         return "none"

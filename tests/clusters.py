@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from raysrec.runtime import SETTINGS
+from raysrec.cluster.runtime import SETTINGS
 
 NODE = {"object_store_memory": 10**8}
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from raysrec.ranker import Ranker
-from raysrec.recommender import Recommender
+from raysrec.recommending.recommender import Recommender
 
 
 def die_once(folder):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Processes that are forked from one which has imported all this start at once.
-PRELOADED = ["deepspeed", "raysrec.worker", "engine_workers"]
+PRELOADED = ["deepspeed", "raysrec.training.worker", "engine_workers"]
 
 
 def run_together(function, num_workers, folder, *arguments):

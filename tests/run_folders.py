@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
 from raysrec.metrics import RankSums
 from raysrec.run_directory import RunDirectory
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from raysrec import autoscaler as module
-from raysrec.autoscaler import to_come
-from raysrec.placement import ToCome
+from raysrec.cluster import autoscaler as module
+from raysrec.cluster.autoscaler import to_come
+from raysrec.cluster.placement import ToCome
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 HEAD = {"Alive": True, "Resources": {"node:__internal_head__": 1.0}, "Labels": {"ray.io/node-group": "head"}}

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from test_jobs import free_port
 
-from raysrec.command_line import overlay
-from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
+from raysrec.cluster.runtime import LOCAL_SETTINGS, SETTINGS
+from raysrec.config.settings import overlay
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -41,13 +41,15 @@ SETTING = {
 
 # `python -m raysrec.…`, which looks for room every two seconds rather than every half minute and every minute.
 TRAIN = """
-from raysrec import resources, train
+from raysrec.cluster import resources
+from raysrec import train
 from raysrec.command_line import run_verb
 train.RESIZE_CHECK_S, resources.SAY_EVERY_S = 2.0, 2
 run_verb(train.main, train._parser())
 """
 PREPARE = """
-from raysrec import prepare, resources
+from raysrec import prepare
+from raysrec.cluster import resources
 from raysrec.command_line import run_verb
 resources.SAY_EVERY_S = 2
 run_verb(prepare.main, prepare.parser())

@@ -11,10 +11,10 @@ import pytest
 
 from raysrec.config import DataConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.files import SourceError
-from raysrec.data.loader import epoch_steps, held_out
-from raysrec.data.reading import read_directly
-from raysrec.data.sources import read
+from raysrec.data.batching.loader import epoch_steps, held_out
+from raysrec.data.batching.reading import read_directly
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import read
 from raysrec.prepare import prepare, summary
 
 

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 
 from raysrec.config import TrainConfig
-from raysrec.data.batches import Histories, collate, held_out_batches, micro_batches, training_batches
+from raysrec.data.batching.batches import collate, held_out_batches, micro_batches, training_batches
+from raysrec.data.batching.windows import Windows
+from raysrec.data.histories import Histories
 from raysrec.data.splits import SplitRule
-from raysrec.data.windows import Windows
 
 
 def histories_of(lengths):

@@ -1,6 +1,6 @@
 from raysrec.checkpoints import Candidate, TrainingState
 from raysrec.config.run import RunConfig
-from raysrec.training import _is_last, _judged
+from raysrec.training.loop import _is_last, _judged
 
 
 def configure(**train):

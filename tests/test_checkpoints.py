@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raysrec.checkpoints import (
     CheckpointRecord,
@@ -241,3 +243,25 @@ def test_killed_at_any_moment_a_whole_one_is_left(tmp_path):
         checkpoints.remove_after(found.name)
         step = found.step
     assert step > 12
+
+
+states = st.builds(
+    TrainingState,
+    epoch=st.integers(0, 10**6),
+    step=st.integers(0, 10**12),
+    best_score=st.floats(-1, 1),
+    best_epoch=st.integers(0, 10**6),
+    best_elapsed_s=st.floats(0, 1e9),
+    elapsed_s=st.floats(0, 1e9),
+    worse_in_a_row=st.integers(0, 100),
+    finished=st.booleans(),
+)
+
+
+@given(state=states)
+def test_a_training_state_survives_json_to_the_last_bit(state):
+    assert TrainingState.model_validate_json(state.model_dump_json()) == state
+
+
+def test_training_begins_before_any_epoch_with_a_score_that_every_other_beats():
+    assert TrainingState() == TrainingState(epoch=0, step=0, best_score=-1.0, best_epoch=0, finished=False)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from raysrec.config import ClozeConfig, TrainConfig
-from raysrec.data.batches import Histories, training_batches
-from raysrec.data.cloze import draw_hidden, expected_targets
+from raysrec.data.batching.batches import training_batches
+from raysrec.data.batching.cloze import draw_hidden, expected_targets
+from raysrec.data.histories import Histories
 from raysrec.data.splits import SplitRule
 from raysrec.history import HIDDEN
 

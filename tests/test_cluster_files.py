@@ -21,8 +21,8 @@ import jsonschema
 import pytest
 import yaml
 
-from raysrec.command_line import load
-from raysrec.placement import ToCome, data_bundles, room, unplaced, worker_bundle
+from raysrec.cluster.placement import ToCome, data_bundles, room, unplaced, worker_bundle
+from raysrec.config.loading import load
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import load, validate
 from raysrec.config.run import RunConfig
-from raysrec.data.download import _target
-from raysrec.data.files import plain_name
-from raysrec.data.formats import belongs
+from raysrec.data.sources.download import _target
+from raysrec.data.sources.files import plain_name
+from raysrec.data.sources.formats import belongs
 from raysrec.models import MODELS
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory

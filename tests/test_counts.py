@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysrec.data.counts import Counts
+from raysrec.data.preparing.counts import Counts
 from raysrec.data.splits import HELD_OUT, SplitRule
 
 TEMPORAL = SplitRule(name="temporal", validate_from=4, test_from=7)

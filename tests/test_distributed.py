@@ -17,17 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysrec.cluster.runtime import ray_session
 from raysrec.config import DataConfig, ScaleConfig
-from raysrec.data.distributed import is_distributed, prepare_in_tasks
-from raysrec.data.files import SourceError
-from raysrec.data.fingerprint import fingerprint_of, hash_source
-from raysrec.data.in_memory import prepare_in_memory
 from raysrec.data.manifest import Source
-from raysrec.data.tasks import run_here, run_with_ray
-from raysrec.data.writing import write_manifest
+from raysrec.data.preparing.distributed import is_distributed, prepare_in_tasks
+from raysrec.data.preparing.fingerprint import fingerprint_of, hash_source
+from raysrec.data.preparing.in_memory import prepare_in_memory
+from raysrec.data.preparing.writing import write_manifest
+from raysrec.data.sources.files import SourceError
 from raysrec.place import Place
 from raysrec.prepare import find_prepared, prepare
-from raysrec.runtime import ray_session
+from raysrec.tasks import run_here, run_with_ray
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "../shared/data"
@@ -84,12 +84,12 @@ def assert_equal(config, folder, *, within=None):
 def _sizes(request, monkeypatch):
     """However large blocks of the source, pieces and shares of the users are."""
     block_bytes, piece, share = request.param
-    monkeypatch.setattr("raysrec.data.blocks.BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr("raysrec.data.blocks.PIECE_INTERACTIONS", piece)
-    monkeypatch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", share)
-    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 5)
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 1)
-    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30)
+    monkeypatch.setattr("raysrec.data.sources.blocks.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("raysrec.data.sources.blocks.PIECE_INTERACTIONS", piece)
+    monkeypatch.setattr("raysrec.data.preparing.distributed.SHARE_INTERACTIONS", share)
+    monkeypatch.setattr("raysrec.data.preparing.writing.ROW_GROUPS", 5)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 1)
+    monkeypatch.setattr("raysrec.data.preparing.writing.LARGEST_ROW_GROUP", 30)
 
 
 def hard_rows(number=700, seed=0):
@@ -204,8 +204,8 @@ def test_any_data_and_rules_give_the_files_of_one_process(tmp_path_factory, rows
     rules = {"user_interactions": interval, "item_interactions": interval, "split": {"name": split}}
     config = config_of(inter(folder / "a.inter", rows), **rules)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raysrec.data.blocks.BLOCK_BYTES", lines)
-        patch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", share)
+        patch.setattr("raysrec.data.sources.blocks.BLOCK_BYTES", lines)
+        patch.setattr("raysrec.data.preparing.distributed.SHARE_INTERACTIONS", share)
         outcomes = [outcome(config, folder / how, how) for how in ("in memory", "in tasks")]
     assert outcomes[0] == outcomes[1]
 
@@ -215,8 +215,8 @@ def test_the_files_of_real_data_are_those_of_one_process(name, tmp_path, monkeyp
     source = REAL / f"{name}.inter.gz"
     if not source.is_file():
         pytest.skip(f"{source} is not on this machine")
-    monkeypatch.setattr("raysrec.data.blocks.BLOCK_BYTES", 1 << 19)
-    monkeypatch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", 1 << 15)
+    monkeypatch.setattr("raysrec.data.sources.blocks.BLOCK_BYTES", 1 << 19)
+    monkeypatch.setattr("raysrec.data.preparing.distributed.SHARE_INTERACTIONS", 1 << 15)
     assert_equal(DataConfig(source=str(source)), tmp_path)
 
 
@@ -255,7 +255,7 @@ def test_a_fault_is_named_as_in_one_process(kind, tmp_path):
 
 @pytest.mark.parametrize("text", ["", HEADER, HEADER + "\n\n", HEADER + "u\n"])
 def test_a_file_in_which_nothing_stands_is_refused_as_in_one_process(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("raysrec.data.blocks.BLOCK_BYTES", 8)
+    monkeypatch.setattr("raysrec.data.sources.blocks.BLOCK_BYTES", 8)
     inter(tmp_path / "a.inter", hard_rows(9))
     (tmp_path / "b.inter").write_text(text)
     messages = []
@@ -283,7 +283,7 @@ def test_large_sources_are_prepared_in_tasks(tmp_path, monkeypatch):
     assert not is_distributed(config_of(source))
     assert not is_distributed(DataConfig())
     assert is_distributed(config_of(source, distributed=True))
-    monkeypatch.setattr("raysrec.data.distributed.LARGE_INTERACTIONS", 500)
+    monkeypatch.setattr("raysrec.data.preparing.distributed.LARGE_INTERACTIONS", 500)
     assert is_distributed(config_of(source))
     assert is_distributed(DataConfig())
     assert not is_distributed(config_of(source, distributed=False))
@@ -312,7 +312,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
         with open(source, "a") as file:
             file.write("u\ta\t1\n")
 
-    import raysrec.data.shares as shares
+    import raysrec.data.preparing.shares as shares
 
     read = shares.read_pieces
     monkeypatch.setattr(shares, "read_pieces", read_and_append)

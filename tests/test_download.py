@@ -12,9 +12,9 @@ import pytest
 from raysrec import prepare as verb
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
-from raysrec.data import download as module
-from raysrec.data.download import download, fetch
-from raysrec.data.files import SourceError
+from raysrec.data.sources import download as module
+from raysrec.data.sources.download import download, fetch
+from raysrec.data.sources.files import SourceError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

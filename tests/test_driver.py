@@ -4,7 +4,7 @@ import pytest
 
 from raysrec import train as driver
 from raysrec.checkpoints import TrainingState
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
 from raysrec.models import build_model
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.train import learn, prepare_to_learn, train

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import epoch_steps, facts_of
-from raysrec.data.reading import read_directly
+from raysrec.data.batching.facts import facts_of
+from raysrec.data.batching.loader import epoch_steps
+from raysrec.data.batching.reading import read_directly
 from raysrec.engine import build_engine
 from raysrec.models import MODELS, build_model
 from raysrec.objective import build_objective

@@ -4,7 +4,7 @@ import signal
 import pytest
 import torch
 
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
 from raysrec.data.prepared import PreparedDataError
 from raysrec.errors import unwrapped
 from raysrec.faults import explain, is_out_of_memory
@@ -75,8 +75,8 @@ def test_what_ray_and_a_gpu_say_is_explained(run, text):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_what_ray_train_says_of_workers_that_end_so_is_explained(run, tmp_path):
+    from raysrec.cluster.runtime import ray_session
     from raysrec.config import ScaleConfig
-    from raysrec.runtime import ray_session
 
     def is_killed(_):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.data.filters import keep_intervals
+from raysrec.data.preparing.filters import keep_intervals
 from raysrec.schema import Interval
 
 

@@ -3,9 +3,9 @@ import hashlib
 import pytest
 
 from raysrec.config import DataConfig
-from raysrec.data.files import SourceError
-from raysrec.data.fingerprint import fingerprint_of, hash_source, stamp_of
 from raysrec.data.manifest import Source
+from raysrec.data.preparing.fingerprint import fingerprint_of, hash_source, stamp_of
+from raysrec.data.sources.files import SourceError
 
 SOURCE = Source(path="a", bytes=1, sha256="0" * 64)
 FINGERPRINTS = ["45fcdcf1800f02cb", "8d26714be5b276fc", "03f96073295cc8ba", "6eb87febdeb0ea87"]

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec.config import DataConfig
-from raysrec.data.files import SourceError
-from raysrec.data.formats import LAYOUTS, format_of
-from raysrec.data.sources import read
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.formats import LAYOUTS, format_of
+from raysrec.data.sources.read import read
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": lambda content: bytes(pa.compress(content, "zstd", asbytes=True))}
 
@@ -282,7 +282,7 @@ def test_dates_say_what_is_wrong(file):
 
 
 def test_ratings_in_many_blocks_keep_their_movies(file, monkeypatch):
-    monkeypatch.setattr("raysrec.data.netflix.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("raysrec.data.sources.netflix.BLOCK_BYTES", 1000)
     movies = [(movie, movie % 7) for movie in range(1, 2000)]
     lines = [
         f"{movie}:\n" + "".join(f"{user},3,2005-01-0{1 + user % 9}\n" for user in range(count))

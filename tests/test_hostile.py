@@ -10,16 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raysrec.command_line import ConfigError, load, validate
 from raysrec.config import DataConfig
-from raysrec.data.files import SourceError
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import load, validate
+from raysrec.data.batching.reading import COLUMNS, footer_of, read_directly
 from raysrec.data.prepared import PreparedData, PreparedDataError
-from raysrec.data.reading import COLUMNS, footer_of, read_directly
-from raysrec.data.sources import read
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import read
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
-from raysrec.run_directory import RunDirectory, RunError, load_model
+from raysrec.run_directory import RunDirectory, RunError
+from raysrec.saved_model import SavedModelError, load_model
 
 
 class Hostile:
@@ -64,7 +66,9 @@ def test_the_pickles_of_these_tests_do_run_code(tmp_path):
 def test_weights_that_are_a_pickle_are_refused(run, mark, save):
     with open(run.model_directory / "weights.safetensors", "wb") as file:
         save({"a": Hostile(mark)}, file)
-    with pytest.raises(RunError, match=r"its model\.json or weights\.safetensors is damaged \(.*train again with --fr"):
+    with pytest.raises(
+        SavedModelError, match=r"its model\.json or weights\.safetensors is damaged \(.*train again with --fr"
+    ):
         load_model(run.model_directory)
 
 
@@ -86,14 +90,14 @@ def test_weights_that_are_a_pickle_are_refused(run, mark, save):
 def test_a_description_of_no_model_is_refused(run, changes, expected):
     file = run.model_directory / "model.json"
     file.write(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(RunError, match=expected):
+    with pytest.raises(SavedModelError, match=expected):
         run.load_model()
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", "[" * 100_000])
 def test_a_broken_description_is_refused(run, content):
     (run.model_directory / "model.json").write(content)
-    with pytest.raises(RunError, match=r"model\.json"):
+    with pytest.raises(SavedModelError, match=r"model\.json"):
         run.load_model()
 
 

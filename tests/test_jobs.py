@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raysrec.runtime import LOCAL_SETTINGS, SETTINGS
+from raysrec.cluster.runtime import LOCAL_SETTINGS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 

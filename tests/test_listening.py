@@ -36,7 +36,7 @@ def work(settings):
     dist.barrier()
 
 from raysrec.config import ScaleConfig
-from raysrec.runtime import ray_session
+from raysrec.cluster.runtime import ray_session
 with ray_session(ScaleConfig(workers=2)):
     import ray, ray.data, ray.train
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -7,8 +7,9 @@ import torch
 
 from raysrec.config import LossConfig
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import Prefetched, epoch_steps, held_out, positions_per_target, targets_per_epoch
-from raysrec.data.reading import read_directly
+from raysrec.data.batching.facts import positions_per_target, targets_per_epoch
+from raysrec.data.batching.loader import Prefetched, epoch_steps, held_out
+from raysrec.data.batching.reading import read_directly
 from raysrec.prepare import prepare
 
 NUM_STREAMS = 6
@@ -42,7 +43,7 @@ def config(request, tmp_path_factory):
 def data(config):
     # Users who come late have nothing to learn from; so that the others' row groups are enough for all streams:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 100)
+        patch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 100)
         return prepare(config.data)
 
 

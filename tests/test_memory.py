@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
 from raysrec.history import History
 from raysrec.memory import activation_bytes, estimate
 from raysrec.models import MODELS, build_model

@@ -14,15 +14,15 @@ from test_recommend import histories, read, run_of, table_of, written
 from raysrec import evaluate as ranking_verb
 from raysrec import recommend as verb
 from raysrec.checkpoints import TrainingState
+from raysrec.cluster.runtime import ClusterError, ray_session
 from raysrec.config import ScaleConfig
-from raysrec.data.reading import read_directly
+from raysrec.data.batching.reading import read_directly
 from raysrec.data.splits import HELD_OUT
 from raysrec.evaluate import evaluate, rank
 from raysrec.model_actors import done_by_actors
 from raysrec.ranker import rank_tables
 from raysrec.recommend import recommend
-from raysrec.recommend_request import Request, users_file
-from raysrec.runtime import ClusterError, ray_session
+from raysrec.recommending.request import Request, users_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -39,8 +39,8 @@ def local_ray():
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """A run whose data are in many row groups, which are recommended to in several parts."""
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 64)
-    monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 200)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 64)
+    monkeypatch.setattr("raysrec.recommending.asked.AT_ONCE", 200)
     run, config, data = run_of(tmp_path, "gru4rec")
     return run, config.model_copy(update={"scale": ScaleConfig(workers=2, threads_per_worker=1)}), data
 

@@ -6,28 +6,12 @@ import re
 
 import pytest
 
-from raysrec import nodes, runtime
-from raysrec.command_line import validate
-from raysrec.nodes import check_nodes, refuse, refuse_fleeting, refuse_in_job_folder, refuse_other_versions
-from raysrec.runtime import ClusterError
-from raysrec.versions import ABSENT, COMPARED, differences, look_around, versions_here
-
-
-def test_versions_are_those_of_what_is_imported():
-    import torch
-
-    here = versions_here()
-    assert here["torch"] == torch.__version__.partition("+")[0]
-    assert re.fullmatch(r"3\.\d+", here["python"])
-    assert re.fullmatch(r"code [0-9a-f]{12}", here["raysrec"])
-    assert set(here) == {"python", "raysrec", *COMPARED}
-    assert ABSENT not in here.values()
-
-
-def test_differences_name_what_is_there_and_what_is_here():
-    here = {"torch": "2.13.0", "ray": "2.60.0"}
-    assert differences(here, here) == []
-    assert differences(here, {"torch": "2.12.1"}) == ["torch 2.12.1 (here 2.13.0)", "ray not installed (here 2.60.0)"]
+import raysrec
+from raysrec.cluster import nodes, runtime
+from raysrec.cluster.nodes import check_nodes, refuse, refuse_fleeting, refuse_in_job_folder, refuse_other_versions
+from raysrec.cluster.runtime import ClusterError
+from raysrec.cluster.versions import look_around, versions_here
+from raysrec.config.loading import validate
 
 
 def answer(**other):
@@ -73,7 +57,7 @@ def test_a_worker_on_a_machine_that_came_later_looks_itself():
 def test_without_a_cluster_nobody_is_asked(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("raysrec.nodes._alive", lambda: pytest.fail("machines were looked for"))
+    monkeypatch.setattr("raysrec.cluster.nodes._alive", lambda: pytest.fail("machines were looked for"))
     assert check_nodes([]) == set()
 
 
@@ -109,7 +93,7 @@ def test_a_job_keeps_nothing_in_its_own_folder(job, tmp_path):
 
 
 def test_workers_get_this_code_unless_the_job_brought_it(job, monkeypatch, tmp_path):
-    code = os.path.dirname(runtime.__file__)
+    code = os.path.dirname(raysrec.__file__)
     assert runtime._environment_of_workers(local=True) == {}
     assert runtime._environment_of_workers(local=False)["py_modules"] == [code]
     # The folder of the job is another than the one raysrec comes from.

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from raysrec.config import TrainConfig
+from raysrec.engine.optimizers import build_optimizers, orthogonalised, set_learning_rate
 from raysrec.models import MODELS, build_model
-from raysrec.optimizers import build_optimizers, orthogonalised, set_learning_rate
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.data.order import (
+from raysrec.data.batching.order import (
     deal_row_groups,
     even_cuts,
     pools,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_folders import run_folder
 
-from raysrec.pages import Sweep, runs_page, sweep_page
+from raysrec.pages import SweepResults, runs_page, sweep_page
 from raysrec.sweep import CurvePoint, TrialRecord
 
 CHROMIUM = next(
@@ -66,7 +66,7 @@ def test_every_plot_of_a_sweep_is_drawn_and_the_console_is_silent(tmp_path):
         )
         for number in range(12)
     ]
-    (tmp_path / "page.html").write_text(sweep_page(Sweep("rates", "ndcg@10", trials)))
+    (tmp_path / "page.html").write_text(sweep_page(SweepResults("rates", "ndcg@10", trials)))
     dom, console = opened(tmp_path / "page.html")
     assert console == []
     figures = drawn(dom)
@@ -77,7 +77,7 @@ def test_every_plot_of_a_sweep_is_drawn_and_the_console_is_silent(tmp_path):
 
 
 def test_a_console_that_is_not_silent_is_heard_and_the_page_may_load_nothing(tmp_path):
-    page = sweep_page(Sweep("rates", "ndcg@10", []))
+    page = sweep_page(SweepResults("rates", "ndcg@10", []))
     (tmp_path / "page.html").write_text(
         page.replace("</main>", '<img src="https://example.org/x.png"></main><script>fail()</script>')
     )

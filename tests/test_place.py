@@ -6,8 +6,10 @@ import pytest
 from pyarrow import fs
 from pydantic import ValidationError
 
-from raysrec.command_line import ConfigError, nest, overlay, validate
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import validate
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import nest, overlay
 from raysrec.place import Place, PlaceError
 from raysrec.stores import DEFAULTS, OPTIONS, failure_of, parse
 

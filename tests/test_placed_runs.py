@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 from clusters import NODE, Seen, cluster_of
 
-from raysrec.command_line import validate
+from raysrec.cluster.nodes import wait_for_data_nodes
 from raysrec.config import ScaleConfig
-from raysrec.data.tasks import run_with_ray
-from raysrec.nodes import wait_for_data_nodes
-from raysrec.progress import stage
+from raysrec.config.loading import validate
+from raysrec.tasks import run_with_ray
+from raysrec.tracking.progress import stage
 from raysrec.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(800)]

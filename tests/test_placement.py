@@ -4,14 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.command_line import ConfigError, validate
-from raysrec.config import ScaleConfig
-from raysrec.placement import (
+from raysrec.cluster.placement import (
     TASK_BYTES,
     ToCome,
+    amounts_in_words,
     asked_for,
     data_bundles,
-    in_words,
     lacking,
     model_options,
     most_workers,
@@ -23,6 +21,9 @@ from raysrec.placement import (
     unplaced,
     worker_bundle,
 )
+from raysrec.config import ScaleConfig
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import validate
 
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0, "memory": 1e10}
 DATA_NODE = {"CPU": 16.0, "data": 1000.0}
@@ -207,8 +208,8 @@ def test_a_gpu_machine_is_spared_for_what_needs_one():
 
 
 def test_amounts_in_words():
-    assert in_words({"CPU": 1.0, "GPU": 2.0, "data": 0.001}) == "1 CPU, 2 GPUs and 0.001 data"
-    assert in_words({}) == "nothing"
+    assert amounts_in_words({"CPU": 1.0, "GPU": 2.0, "data": 0.001}) == "1 CPU, 2 GPUs and 0.001 data"
+    assert amounts_in_words({}) == "nothing"
     assert total([{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]) == {"CPU": 3.0, "GPU": 1.0}
 
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from raysrec import train, tune
-from raysrec.command_line import validate
+from raysrec.cluster.runtime import ClusterError, threads_per_worker
+from raysrec.config.loading import validate
 from raysrec.models import build_model
 from raysrec.plan import plan
 from raysrec.prepare import find_prepared, prepare
-from raysrec.runtime import ClusterError, threads_per_worker
 
 ROOT = Path(__file__).parent.parent
 

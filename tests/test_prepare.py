@@ -16,9 +16,9 @@ import pytest
 from raysrec import prepare as verb
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
-from raysrec.data import in_memory, publishing
-from raysrec.data.files import SourceError
 from raysrec.data.prepared import PreparedData
+from raysrec.data.preparing import in_memory, publishing
+from raysrec.data.sources.files import SourceError
 from raysrec.prepare import find_prepared, prepare, summary
 
 ROOT = Path(__file__).parent.parent
@@ -228,10 +228,10 @@ def test_an_error_while_writing_leaves_nothing(config, monkeypatch):
 
 
 KILLED_AT = (
-    "raysrec.data.in_memory.write_catalog",  # before the first file
-    "raysrec.data.writing.RowGroupSize",  # within a file of histories
-    "raysrec.data.writing.Manifest",  # when only the manifest is missing
-    "raysrec.data.publishing._rename",  # when only the name is missing
+    "raysrec.data.preparing.in_memory.write_catalog",  # before the first file
+    "raysrec.data.preparing.writing.RowGroupSize",  # within a file of histories
+    "raysrec.data.preparing.writing.Manifest",  # when only the manifest is missing
+    "raysrec.data.preparing.publishing._rename",  # when only the name is missing
 )
 
 # One process per moment, forked from one that has imported all; each stops where it is to be killed.

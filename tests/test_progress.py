@@ -4,13 +4,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from full_disk import fill
 from rich.console import Console
 
-from raysrec import progress
 from raysrec.mailbox import Mailbox
-from raysrec.progress import PLAIN_EVERY_S, shown, shown_cutoff
-from raysrec.recorder import Recorder
+from raysrec.metrics import shown_cutoff
+from raysrec.tracking import progress
+from raysrec.tracking.progress import PLAIN_EVERY_S, shown
 
 STEP = {
     "kind": "step", "epoch": 2, "step": 40, "progress": 1.5, "share_done": 0.25, "loss": 6.54321,
@@ -34,56 +33,6 @@ def lines():
 def written(capsys):
     """The lines that were written since the last look."""
     return lambda: capsys.readouterr().err.splitlines()
-
-
-def scalars(directory):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(directory / "tensorboard"))
-    board.Reload()
-    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-
-
-def test_the_log_and_tensorboard_hold_the_same_numbers(tmp_path):
-    events = [STEP, STEP | {"step": 41, "loss": 5.5}, NOTE, VALIDATION]
-    with Recorder(tmp_path) as recorder:
-        for event in events:
-            recorder.record(event)
-    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert logged == events
-    expected = {}
-    for event in logged:
-        for name, value in event.items():
-            if name not in ("kind", "step", "text"):
-                tag = name if "/" in name else f"{event['kind']}/{name}"
-                expected.setdefault(tag, []).append((event["step"], pytest.approx(float(value), rel=1e-6)))  # float32
-    found = scalars(tmp_path)
-    assert found == expected
-    assert {"step/loss", "validation/ndcg@10", "validation/epoch"} <= found.keys()
-
-
-def test_a_resumed_run_goes_on_in_the_same_log(tmp_path):
-    for loss in (3.0, 2.0):
-        with Recorder(tmp_path) as recorder:
-            recorder.record(STEP | {"loss": loss})
-    assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").open()] == [3.0, 2.0]
-
-
-def test_the_log_is_on_disk_after_every_event(tmp_path):
-    with Recorder(tmp_path) as recorder:
-        recorder.record(STEP)
-        assert json.loads((tmp_path / "log.jsonl").read_text()) == STEP
-
-
-def test_a_mailbox_gives_every_event_once_and_in_order():
-    mailbox = Mailbox()
-    assert mailbox.take() == []
-    mailbox.put(STEP)
-    mailbox.put(NOTE)
-    assert mailbox.take() == [STEP, NOTE]
-    assert mailbox.take() == []
-    mailbox.put(VALIDATION)
-    assert mailbox.take() == [VALIDATION]
 
 
 def test_a_step_is_one_line_with_speed_and_time_left(lines, written):
@@ -140,7 +89,7 @@ def test_ten_is_shown_or_else_the_largest_cutoff(names, cutoff):
     [(0.0, "0:00"), (0.6, "0:01"), (59.6, "1:00"), (61.0, "1:01"), (3599.6, "1:00:00"), (36061.0, "10:01:01")],
 )
 def test_durations_read_like_a_clock(seconds, text):
-    assert progress.duration(seconds) == text
+    assert progress.as_clock(seconds) == text
 
 
 def test_a_bar_shows_steps_in_place_and_prints_the_rest_above(monkeypatch):
@@ -174,26 +123,3 @@ def test_what_was_put_before_the_end_is_recorded_and_shown(tmp_path, monkeypatch
         assert fails
     assert [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").open()] == ["step", "validation"]
     assert "best so far" in capsys.readouterr().err
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
-def test_a_full_disk_is_told_once_and_what_could_not_be_written_comes_later(small_disk, caplog):
-    events = [{"kind": "step", "step": step, "epoch": 1, "loss": 0.5} for step in range(200)]
-    with Recorder(small_disk) as recorder:
-        recorder.record(events[0])
-        fill(small_disk / "somebody-elses")
-        for event in events[1:-1]:
-            recorder.record(event)
-        (small_disk / "somebody-elses").unlink()
-        recorder.record(events[-1])
-    assert [json.loads(line) for line in (small_disk / "log.jsonl").read_text().splitlines()] == events
-    assert caplog.text.count("No space left on device") == 1
-
-
-def test_half_a_line_of_a_driver_that_was_killed_stays_a_line_of_its_own(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"kind": "step", "ep')
-    with Recorder(tmp_path) as recorder:
-        recorder.record(NOTE)
-    with Recorder(tmp_path) as recorder:
-        recorder.record(NOTE)
-    assert (tmp_path / "log.jsonl").read_text().splitlines() == ['{"kind": "step", "ep', *[json.dumps(NOTE)] * 2]

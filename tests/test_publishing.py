@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from raysrec.data.publishing import appearing_whole, sweep
+from raysrec.data.preparing.publishing import appearing_whole, sweep
 
 NAME = "0123456789abcdef"
 HIDDEN = f".{NAME}.{'0' * 32}.tmp"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysrec import ray_metrics
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
+from raysrec.tracking import ray_metrics
 
 GRAFANA = Path(__file__).parent.parent / "cluster" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "raysrec.json").read_text())
@@ -100,7 +100,7 @@ def test_what_grafana_and_prometheus_are_started_with_reads():
     shutil.which("prometheus") is None, reason="no prometheus here; tools/check installs it from Debian"
 )
 def test_prometheus_has_data_for_every_query_of_the_dashboard(tmp_path):
-    from raysrec.runtime import ray_session
+    from raysrec.cluster.runtime import ray_session
     from raysrec.train import train
 
     config = validate(

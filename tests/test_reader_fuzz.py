@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raysrec.config import DataConfig
-from raysrec.data.files import SourceError
-from raysrec.data.formats import LAYOUTS
-from raysrec.data.sources import read
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.formats import LAYOUTS
+from raysrec.data.sources.read import read
 
 EXAMPLES = 30
 """Of each layout and law."""

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.command_line import validate
+from raysrec.cluster.runtime import ray_session
 from raysrec.config import DataConfig
+from raysrec.config.loading import validate
+from raysrec.data.batching.ray_reading import read_with_ray
+from raysrec.data.batching.reading import footer_of, read_directly
 from raysrec.data.prepared import PreparedData, PreparedDataError
-from raysrec.data.ray_reading import read_with_ray
-from raysrec.data.reading import footer_of, read_directly
 from raysrec.errors import LastingError
 from raysrec.evaluate import evaluate
 from raysrec.models import build_model
@@ -20,7 +21,6 @@ from raysrec.place import Place
 from raysrec.prepare import prepare
 from raysrec.ranker import validation_sums
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session
 from raysrec.train import train
 
 
@@ -32,13 +32,22 @@ def _forget_footers():
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """Some twenty row groups in a file of 14 kB."""
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 64)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 64)
     return prepare(DataConfig.model_validate({"prepared": str(tmp_path / "prepared"), "synthetic": {"num_users": 150}}))
 
 
-@pytest.mark.parametrize("module", ["reading", "shares", "distributed", "tasks"])
+READS_OR_PREPARES = [
+    "data.batching.reading",
+    "data.preparing.shares",
+    "data.preparing.distributed",
+    "data.sources.read",
+    "tasks",
+]
+
+
+@pytest.mark.parametrize("module", READS_OR_PREPARES)
 def test_a_process_that_only_reads_or_prepares_imports_no_torch(module):
-    code = f"import sys, raysrec.data.{module}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, raysrec.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,8 +17,14 @@ def test_the_first_screen_shows_the_two_commands():
 def test_the_map_names_every_file_and_no_other():
     tree = README.split("## What is in which file")[1].split("\n## ")[0]
     package = tree.split("\nraysrec/\n")[1].split("\ntests/")[0]
-    named = set(re.findall(r"[\w/]+\.py", package))
-    there = {path.name for path in (ROOT / "raysrec").rglob("*.py") if path.name != "__init__.py"}
+    folders, named = ["raysrec"], set()
+    for line in package.splitlines():
+        if entry := re.match(r"( +)(\w+/)?", line):
+            depth = len(entry[1]) // 2
+            if depth <= len(folders) + 1:  # else the line above goes on
+                folders = folders[:depth] + ([entry[2].rstrip("/")] if entry[2] else [])
+            named |= {"/".join([*folders, name]) for name in re.findall(r"\w+\.py", line)}
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "raysrec").rglob("*.py") if path.name != "__init__.py"}
     assert named == there
 
 

@@ -13,18 +13,19 @@ import pytest
 import torch
 
 from raysrec import recommend as verb
-from raysrec.command_line import overlay, validate
-from raysrec.data.files import SourceError
-from raysrec.data.reading import COLUMNS, read_directly
+from raysrec.config.loading import validate
+from raysrec.config.settings import overlay
+from raysrec.data.batching.reading import COLUMNS, read_directly
+from raysrec.data.sources.files import SourceError
 from raysrec.history import History
 from raysrec.models import build_model
 from raysrec.place import Place
 from raysrec.prepare import prepare
 from raysrec.ranker import rank_tables
 from raysrec.recommend import recommend, summary
-from raysrec.recommend_request import Request, users_file
-from raysrec.recommendations import FolderError
-from raysrec.recommender import Recommender
+from raysrec.recommending.recommendations import FolderError
+from raysrec.recommending.recommender import Recommender
+from raysrec.recommending.request import Request, users_file
 from raysrec.run_directory import RunDirectory, RunError
 
 DATA = {"synthetic": {"num_users": 90, "num_items": 40, "mean_length": 14}, "num_streams": 2}
@@ -169,8 +170,8 @@ def written(table, file):
 
 @pytest.mark.parametrize("file", ["new.csv", "new.inter", "new.parquet", "new.jsonl.gz"])
 def test_users_of_a_file_get_what_the_same_users_of_the_data_get(folder, tmp_path, monkeypatch, file):
-    monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 100)
-    monkeypatch.setattr("raysrec.data.blocks.PIECE_INTERACTIONS", 300)
+    monkeypatch.setattr("raysrec.recommending.asked.AT_ONCE", 100)
+    monkeypatch.setattr("raysrec.data.sources.blocks.PIECE_INTERACTIONS", 300)
     run, config, data = run_of(folder, "sasrec")
     recommend(run, config, Request(), str(tmp_path / "data"))
     users = users_file(written(table_of(histories(data)), tmp_path / file), config, [])
@@ -225,8 +226,8 @@ def test_who_was_not_learned_from_gets_nothing_where_a_model_knows_users_only(fo
 
 
 def test_users_can_be_named(folder, tmp_path, monkeypatch, here):
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 100)
-    monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 100)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 100)
+    monkeypatch.setattr("raysrec.recommending.asked.AT_ONCE", 100)
     run, config, _ = run_of(folder, "gru4rec", "many-groups", user_interactions="[6,inf)")
     recommend(run, config, Request(), str(tmp_path / "all"))
     parts, expected = len(here), read(tmp_path / "all")
@@ -248,7 +249,7 @@ def test_users_can_be_named(folder, tmp_path, monkeypatch, here):
 def test_many_users_of_few_items_are_written_in_several_row_groups(folder, tmp_path, monkeypatch):
     run, config, _ = run_of(folder, "popularity")
     recommend(run, config, Request(k=4), str(tmp_path / "once"))
-    monkeypatch.setattr("raysrec.recommender.ITEMS_AT_ONCE", 100)
+    monkeypatch.setattr("raysrec.recommending.recommender.ITEMS_AT_ONCE", 100)
     (file,) = recommend(run, config, Request(k=4), str(tmp_path / "parts"))["files"]
     assert pq.ParquetFile(tmp_path / "parts" / file["file"]).num_row_groups == 4
     assert read(tmp_path / "parts") == read(tmp_path / "once")
@@ -259,7 +260,7 @@ class Killed(BaseException):
 
 
 def test_killed_and_typed_again_it_goes_on(folder, tmp_path, monkeypatch, here):
-    monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 100)
+    monkeypatch.setattr("raysrec.recommending.asked.AT_ONCE", 100)
     run, config, data = run_of(folder, "sasrec")
     users = users_file(written(table_of(histories(data)), tmp_path / "new.csv"), config, [])
     request, output = Request(users=users), tmp_path / "out"
@@ -325,7 +326,7 @@ def test_what_is_there_is_not_written_over(folder, tmp_path, here):
 def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypatch):
     run, config, data = run_of(folder, "sasrec")
     recommend(run, config, Request(), str(tmp_path / "here"))
-    monkeypatch.setattr("raysrec.data.asked.AT_ONCE", 300)
+    monkeypatch.setattr("raysrec.recommending.asked.AT_ONCE", 300)
     table = table_of(histories(data))
     users = users_file(written(table, tmp_path / "new.csv"), config, [])
     copy = verb.RecommendationFolder._copy

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from raysrec import report
-from raysrec.command_line import run_verb, validate
+from raysrec.command_line import run_verb
+from raysrec.config.loading import validate
 from raysrec.report import table
 from raysrec.run_directory import RunDirectory, RunError
 

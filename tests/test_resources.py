@@ -7,16 +7,16 @@ import threading
 
 import pytest
 
-from raysrec import nodes, resources
-from raysrec.autoscaler import to_come
+from raysrec.cluster import nodes, resources
+from raysrec.cluster.autoscaler import to_come
+from raysrec.cluster.nodes import check_nodes, wait_for_data_nodes
+from raysrec.cluster.placement import TASK_BYTES, ToCome, room
+from raysrec.cluster.resources import machines, wait_for_room
+from raysrec.cluster.runtime import ClusterError, ray_session
+from raysrec.cluster.versions import versions_here
 from raysrec.config import ScaleConfig
-from raysrec.nodes import check_nodes, wait_for_data_nodes
 from raysrec.place import Place
-from raysrec.placement import TASK_BYTES, ToCome, room
-from raysrec.resources import machines, wait_for_room
-from raysrec.runtime import ClusterError, ray_session
 from raysrec.stopping import STOPPED, ends_when_terminated
-from raysrec.versions import versions_here
 
 
 @pytest.mark.ray

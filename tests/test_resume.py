@@ -15,7 +15,8 @@ from test_training import start
 from torch.testing import assert_close
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import nest, overlay, validate
+from raysrec.config.loading import validate
+from raysrec.config.settings import nest, overlay
 from raysrec.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

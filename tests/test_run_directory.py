@@ -1,21 +1,12 @@
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from raysrec import tensor_file, versions
-from raysrec.checkpoints import TrainingState
-from raysrec.command_line import validate
-from raysrec.models import MODELS, build_model
+from raysrec.config.loading import validate
 from raysrec.place import Place
-from raysrec.run_directory import RunDirectory, RunError, load_model, save_weights
+from raysrec.run_directory import RunDirectory, RunError
 
 NUM_ITEMS = 12
 NUM_USERS = 5
@@ -101,67 +92,6 @@ def test_a_run_of_a_version_with_other_settings_says_which_and_what_to_do(run, c
     assert ("of commit 0123456789ab; use that, or begin again under another storage.name" in text) == bool(commit)
 
 
-def test_provenance_says_where_a_run_comes_from(tmp_path, monkeypatch):
-    run = RunDirectory(tmp_path / "new")
-    monkeypatch.setattr(sys, "argv", ["raysrec.train", "--config", "a.yaml"])
-    run.start(configure(), "fedcba9876543210")
-    provenance = json.loads((run.path / "provenance.json").read_text())
-    assert provenance["data_fingerprint"] == "fedcba9876543210"
-    assert provenance["command"] == ["raysrec.train", "--config", "a.yaml"]
-    assert provenance["packages"]["torch"] == torch.__version__
-    assert set(provenance["packages"]) == {"raysrec", "torch", "ray", "deepspeed", "pyarrow", "numpy"}
-    assert provenance["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert provenance["machine"]["cores"] == os.cpu_count()
-    assert provenance["started_at"].endswith("+00:00")
-    assert set(provenance) == {"data_fingerprint", "commit", "command", "started_at", "python", "packages", "machine"}
-
-
-def test_outside_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(versions, "__file__", str(tmp_path / "versions.py"))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert versions._commit() is None
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_saved_model_comes_back_bit_for_bit(run, name):
-    config = configure(name, train={"supervision": "last_position"})
-    model = build_model(config.model, NUM_ITEMS, NUM_USERS)
-    run.save_model(config, NUM_ITEMS, model.state_dict(), num_users=NUM_USERS)
-    loaded = run.load_model()
-    assert type(loaded) is type(model)
-    assert not loaded.training
-    weights = loaded.state_dict()
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-
-
-def test_a_model_needs_no_run_to_be_loaded(run, tmp_path):
-    run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
-    assert files(run.model_directory) == ["model.json", "weights.safetensors"]
-    run.model_directory.local.rename(tmp_path / "alone")
-    assert load_model(tmp_path / "alone").item_vectors().shape == (NUM_ITEMS + 1, 16)
-
-
-def test_a_run_without_a_whole_model_is_refused(run):
-    with pytest.raises(RunError, match="holds no model yet; let its training finish first"):
-        run.load_model()
-    weights = build_model(configure().model, NUM_ITEMS).state_dict()
-    run.save_model(configure(), NUM_ITEMS, weights)
-    (run.model_directory / "weights.safetensors").delete()
-    with pytest.raises(RunError, match="holds no model yet"):
-        run.load_model()
-
-
-def test_model_json_is_written_last(run, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(tensor_file, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run.save_model(configure(), NUM_ITEMS, build_model(configure().model, NUM_ITEMS).state_dict())
-    assert files(run.model_directory) == []
-
-
 def test_metrics_say_that_a_run_is_finished(run):
     assert not run.metrics_file.exists()
     run.save_metrics({"splits": {}})
@@ -176,50 +106,6 @@ def test_files_that_are_damaged_are_named(run, content):
     (run.path / "provenance.json").local.write_bytes(content)
     with pytest.raises(RunError, match=r"provenance.json: "):
         run.start(run.config(), "fingerprint")
-
-
-def test_a_failure_while_writing_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
-    path, real = tmp_path / "w.safetensors", tensor_file.save_file
-    save_weights({"a": torch.ones(3)}, path)
-
-    def half(weights, temporary, about):
-        real(weights, temporary)
-        temporary.write_bytes(temporary.read_bytes()[:10])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tensor_file, "save_file", half)
-    with pytest.raises(KeyboardInterrupt):
-        save_weights({"a": torch.zeros(3)}, path)
-    assert torch.equal(load_file(path)["a"], torch.ones(3))
-    assert files(tmp_path) == ["w.safetensors"]
-
-
-def test_weights_that_are_views_are_saved(tmp_path):
-    matrix = torch.arange(6.0).reshape(2, 3)
-    save_weights({"turned": matrix.T}, tmp_path / "w.safetensors")
-    assert torch.equal(load_file(tmp_path / "w.safetensors")["turned"], matrix.T)
-
-
-states = st.builds(
-    TrainingState,
-    epoch=st.integers(0, 10**6),
-    step=st.integers(0, 10**12),
-    best_score=st.floats(-1, 1),
-    best_epoch=st.integers(0, 10**6),
-    best_elapsed_s=st.floats(0, 1e9),
-    elapsed_s=st.floats(0, 1e9),
-    worse_in_a_row=st.integers(0, 100),
-    finished=st.booleans(),
-)
-
-
-@given(state=states)
-def test_a_training_state_survives_json_to_the_last_bit(state):
-    assert TrainingState.model_validate_json(state.model_dump_json()) == state
-
-
-def test_training_begins_before_any_epoch_with_a_score_that_every_other_beats():
-    assert TrainingState() == TrainingState(epoch=0, step=0, best_score=-1.0, best_epoch=0, finished=False)
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_begun_with(run):

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysrec import runtime
-from raysrec.config import ScaleConfig
-from raysrec.runtime import (
+from raysrec.cluster import runtime
+from raysrec.cluster.runtime import (
     LOCAL_SETTINGS,
     SETTINGS,
     SPARE_CPUS,
@@ -16,6 +15,7 @@ from raysrec.runtime import (
     threads_per_worker,
     wants_gpu,
 )
+from raysrec.config import ScaleConfig
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysrec import scaling_policy
 from raysrec.config import ScaleConfig
-from raysrec.leaving import regroup
+from raysrec.training import scaling_policy
+from raysrec.training.leaving import regroup
 
 SCALE = ScaleConfig.model_validate({"workers": {"min": 1, "max": 3}})
 

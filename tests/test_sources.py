@@ -5,8 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysrec.config import DataConfig
-from raysrec.data.files import SourceError
-from raysrec.data.sources import read
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import read
 
 INTER = b"user_id:token\titem_id:token\ttimestamp:float\n"
 UIT = {"user": "u", "item": "i", "time": "t"}

@@ -9,8 +9,8 @@ import pytest
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
 from raysrec.data import __main__ as verb
-from raysrec.data.reading import read_directly
-from raysrec.data.statistics import BINS, Statistics, describe, duration
+from raysrec.data.batching.reading import read_directly
+from raysrec.data.statistics import BINS, Statistics, describe, in_largest_unit
 from raysrec.prepare import prepare
 
 SPLITS = [{}, {"name": "temporal", "validation_share": 0.2, "test_share": 0.2}]
@@ -85,8 +85,8 @@ def test_the_description_says_what_the_manifest_says(data, found):
         f"part-00000.parquet: {manifest.shards[0].bytes:,} bytes",
     ):
         assert expected in text
-    assert duration(59.0) == "59 seconds"
-    assert duration(8.64e7) == "1,000 days"
+    assert in_largest_unit(59.0) == "59 seconds"
+    assert in_largest_unit(8.64e7) == "1,000 days"
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from s3_proxy import Fault
 from test_resume import until
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import overlay, validate
-from raysrec.data.loader import epoch_steps
-from raysrec.data.ray_reading import read_with_ray
+from raysrec.cluster.runtime import ray_session
+from raysrec.config.loading import validate
+from raysrec.config.settings import overlay
+from raysrec.data.batching.loader import epoch_steps
+from raysrec.data.batching.ray_reading import read_with_ray
 from raysrec.place import Place
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory
-from raysrec.runtime import ray_session
 from raysrec.sweep import SweepDirectory
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -175,9 +176,9 @@ def events(run):
 
 
 def test_each_byte_leaves_the_store_once_in_an_epoch_that_ray_reads_for_two_workers(s3, proxy, monkeypatch):
-    monkeypatch.setattr("raysrec.data.ray_reading.READ_INTERACTIONS", 100_000)
-    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
-    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
+    monkeypatch.setattr("raysrec.data.batching.ray_reading.READ_INTERACTIONS", 100_000)
+    monkeypatch.setattr("raysrec.data.preparing.writing.LARGEST_ROW_GROUP", 30_000)
+    monkeypatch.setattr("raysrec.data.preparing.writing.ROW_GROUPS", 16)
     synthetic = {"synthetic": {"num_users": 8_000, "num_items": 3_000, "mean_length": 60}}
     config = validate(overlay(SETTINGS, {"data": {**synthetic, "num_streams": 4, "prepared": f"{s3}/prepared"}}))
     data = prepare(config.data)

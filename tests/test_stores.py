@@ -23,21 +23,22 @@ from s3_server import free_ports, wait_for
 
 from raysrec import prepare as verb
 from raysrec import report, stores
-from raysrec.command_line import run_verb, validate
+from raysrec.command_line import run_verb
 from raysrec.config import DataConfig
+from raysrec.config.loading import validate
 from raysrec.config.run import RunConfig
-from raysrec.data import publishing
-from raysrec.data.files import SourceError
-from raysrec.data.loader import epoch_steps
+from raysrec.data.batching.loader import epoch_steps
+from raysrec.data.batching.reading import footer_of, read_directly
 from raysrec.data.prepared import PreparedData, PreparedDataError
-from raysrec.data.reading import footer_of, read_directly
-from raysrec.data.sources import read
-from raysrec.data.tasks import run_here
+from raysrec.data.preparing import publishing
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import read
 from raysrec.models import build_model
 from raysrec.place import Place, PlaceError
 from raysrec.prepare import find_prepared, prepare
-from raysrec.recorder import Recorder
 from raysrec.run_directory import RunDirectory, RunError
+from raysrec.tasks import run_here
+from raysrec.tracking.recorder import Recorder
 
 pytestmark = pytest.mark.s3
 
@@ -117,8 +118,8 @@ def test_a_missing_source_in_a_store_names_its_neighbour_and_a_missing_bucket_it
 
 
 def test_what_is_prepared_in_a_store_equals_what_is_prepared_here_byte_for_byte(source, s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 100)
-    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 4)
+    monkeypatch.setattr("raysrec.data.preparing.writing.LARGEST_ROW_GROUP", 100)
+    monkeypatch.setattr("raysrec.data.preparing.writing.ROW_GROUPS", 4)
     stored = prepare(data_config(str(source), f"{s3}/prepared"))
     here = prepare(data_config(str(source), tmp_path / "prepared"))
     assert len(stored.manifest.shards) > 1
@@ -145,7 +146,7 @@ def test_what_tasks_prepare_in_a_store_equals_what_is_prepared_here(source, s3, 
     monkeypatch.setattr("raysrec.prepare.ray_session", no_session)
     monkeypatch.setattr("raysrec.prepare.wait_for_data_nodes", lambda *_: {})
     monkeypatch.setattr("raysrec.prepare.run_with_ray", run_here)
-    monkeypatch.setattr("raysrec.data.distributed.SHARE_INTERACTIONS", 500)
+    monkeypatch.setattr("raysrec.data.preparing.distributed.SHARE_INTERACTIONS", 500)
     here = prepare(data_config(str(source), tmp_path / "prepared"))
     config = data_config(str(source), f"{s3}/prepared", distributed=True)
     folder = Place.of(config.prepared) / here.manifest.fingerprint
@@ -167,7 +168,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(source, s3, monkeypat
         source.write(csv(LINES[::-1]))
         return found
 
-    monkeypatch.setattr("raysrec.data.in_memory.read", read_and_change)
+    monkeypatch.setattr("raysrec.data.preparing.in_memory.read", read_and_change)
     with pytest.raises(SourceError, match="changed while it was read"):
         prepare(data_config(str(source), f"{s3}/prepared"))
 
@@ -337,15 +338,15 @@ def error_of(settings, tmp_path, monkeypatch, capsys):
 
 def test_a_missing_bucket_is_said_before_anything_is_read(s3, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.csv").write_text(csv(LINES))
-    monkeypatch.setattr("raysrec.data.in_memory.read", None)
+    monkeypatch.setattr("raysrec.data.preparing.in_memory.read", None)
     settings = [f"data.source={tmp_path}/a.csv", "data.prepared=s3://no-such-bucket/prepared"]
     error = error_of(settings, tmp_path, monkeypatch, capsys)
     assert "there is no bucket no-such-bucket; make it, or mend its name or the endpoint" in error
 
 
 def test_each_byte_leaves_the_store_once_in_an_epoch_of_two_workers(s3, proxy, monkeypatch):
-    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 16)
-    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 30_000)
+    monkeypatch.setattr("raysrec.data.preparing.writing.ROW_GROUPS", 16)
+    monkeypatch.setattr("raysrec.data.preparing.writing.LARGEST_ROW_GROUP", 30_000)
     synthetic = {"num_users": 20_000, "num_items": 3_000, "mean_length": 60}
     data = prepare(data_config("synthetic", f"{s3}/prepared", synthetic=synthetic))
     config = RunConfig.model_validate(

@@ -14,7 +14,8 @@ from clusters import NODE, cluster_of
 from test_training import start
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import nest, overlay, validate
+from raysrec.config.loading import validate
+from raysrec.config.settings import nest, overlay
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.train import train
 

@@ -7,12 +7,13 @@ import yaml
 from sweeps import lines, make_sweep, validation
 
 from raysrec import tune
-from raysrec.command_line import ConfigError, load
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import load
 from raysrec.place import Place, PlaceError
-from raysrec.ray_tune import EarlyStopping
 from raysrec.sweep import SchedulerConfig, SweepDirectory, SweepError
 from raysrec.sweep.book import TrialBook
 from raysrec.sweep.loading import load_sweep
+from raysrec.tuning.ray_tune import EarlyStopping
 
 BLOCKS = {"model.num_blocks": {"grid": [1, 2, 3]}}
 RATES = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.num_heads": {"choice": [1, 2, 4]}}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from raysrec.command_line import ConfigError
+from raysrec.config.files import ConfigError
 from raysrec.sweep import SweepConfig, SweepError
 from raysrec.sweep.loading import load_sweep
 from raysrec.sweep.sampler import Sampler
@@ -191,6 +191,15 @@ def test_both_ends_of_a_range_are_checked_before_anything_starts(file):
     path = file(space={"model.dropout": {"uniform": [0.1, 1.0]}}, num_samples=2)
     with pytest.raises(SweepError, match=r"space\.model\.dropout at 1\.0: model\.dropout=1\.0: input should be less"):
         load_sweep(path, BASE)
+
+
+def test_what_is_no_sweep_is_refused_with_what_one_looks_like(file, tmp_path):
+    (tmp_path / "list.yaml").write_text("- model.dropout\n")
+    with pytest.raises(ConfigError, match="--sweep .*holds a list, expected keys such as space: and num_samples:"):
+        load_sweep(tmp_path / "list.yaml", BASE)
+    path = file(space={"model.dropout": {"grid": [0.1]}})
+    with pytest.raises(ConfigError, match="'sweep.num_samples' is no setting; .* for example sweep.num_samples=20"):
+        load_sweep(path, BASE, ["sweep.num_samples"])
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -8,9 +8,9 @@ from sweeps import make_sweep
 
 from raysrec import report
 from raysrec.command_line import run_verb
-from raysrec.pages import Sweep, sweep_page, write_sweep_page
+from raysrec.pages import SweepResults, sweep_page, write_sweep_page
 from raysrec.pages.importance import LEAST_TRIALS, importances
-from raysrec.pages.trials import pareto, read_sweep
+from raysrec.pages.sweeps import pareto, read_sweep
 from raysrec.sweep import CurvePoint, SweepError, TrialRecord
 
 
@@ -67,11 +67,11 @@ def test_the_page_is_written_into_the_sweep_and_says_how_far_it_is(folder):
 
 
 def test_a_trial_that_failed_is_not_the_best_whatever_it_had_reached():
-    page = sweep_page(Sweep("s", "ndcg@10", [trial(0, 0.2, lr=1.0), trial(1, 0.9, state="failed", lr=2.0)]))
+    page = sweep_page(SweepResults("s", "ndcg@10", [trial(0, 0.2, lr=1.0), trial(1, 0.9, state="failed", lr=2.0)]))
     assert "trial-000 reached 0.2000" in page
     assert [one.name for one in pareto([trial(0, 0.2), trial(1, 0.9, state="failed")])] == ["trial-000"]
     assert "Every trial that was validated has failed" in sweep_page(
-        Sweep("s", "ndcg@10", [trial(1, 0.9, state="failed", lr=2.0)])
+        SweepResults("s", "ndcg@10", [trial(1, 0.9, state="failed", lr=2.0)])
     )
 
 
@@ -81,8 +81,10 @@ def test_the_best_configuration_stands_in_it_when_the_sweep_is_done(folder):
 
 
 def test_a_sweep_without_any_score_has_a_page(tmp_path):
-    assert "No trial has been validated yet" in sweep_page(Sweep("new", "ndcg@10", [trial(0, lr=1.0)], finished=False))
-    assert "none yet" in sweep_page(Sweep("new", "ndcg@10", [], finished=False))
+    assert "No trial has been validated yet" in sweep_page(
+        SweepResults("new", "ndcg@10", [trial(0, lr=1.0)], finished=False)
+    )
+    assert "none yet" in sweep_page(SweepResults("new", "ndcg@10", [], finished=False))
 
 
 def test_a_folder_that_is_no_sweep_is_an_error_in_words(folder, tmp_path):

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from sweeps import make_sweep, validation
 
-from raysrec import sweep_table
+from raysrec.sweep import table as sweep_table
 from raysrec.sweep.book import TrialBook
-from raysrec.sweep_table import final_table, live_table, sweep_shown
+from raysrec.sweep.table import final_table, live_table, sweep_shown
 
 SPACE = {"model.num_blocks": {"grid": [1, 2, 3, 4]}, "model.dropout": {"grid": [0.1]}}
 STEP = {"kind": "step", "progress": 1.5, "left_s": 75.0}

@@ -4,9 +4,9 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.command_line import load
 from raysrec.config import DataConfig, SyntheticConfig
-from raysrec.data.sources import read
+from raysrec.config.loading import load
+from raysrec.data.sources.read import read
 from raysrec.data.synthetic.walk import USERS_PER_BLOCK
 from raysrec.place import Place
 from raysrec.prepare import prepare

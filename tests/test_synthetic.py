@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.command_line import load
 from raysrec.config import FIRST_SESSION, RETURN, SyntheticConfig
+from raysrec.config.loading import load
 from raysrec.data.synthetic import best_ndcg, blocks, settings_json, synthesize, synthesize_block
 from raysrec.data.synthetic.best import last_step
 from raysrec.data.synthetic.walk import REPEAT_LAG, USERS_PER_BLOCK, _lengths, make_walk, season_of

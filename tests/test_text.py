@@ -3,9 +3,9 @@ import gzip
 import pytest
 
 from raysrec.config import DataConfig
-from raysrec.data import text
-from raysrec.data.files import SourceError
-from raysrec.data.sources import read
+from raysrec.data.sources import text
+from raysrec.data.sources.files import SourceError
+from raysrec.data.sources.read import read
 
 INTER = b"user_id:token\titem_id:token\ttimestamp:float\n"
 

@@ -13,13 +13,14 @@ import urllib.request
 
 import pytest
 
-from raysrec import mlflow_tracking
-from raysrec.command_line import ConfigError, validate
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import validate
 from raysrec.errors import LastingError
-from raysrec.hyperparameters import hyperparameters
-from raysrec.mlflow_tracking import MlflowRun, log_test_scores, require_mlflow
-from raysrec.recorder import Recorder
 from raysrec.run_directory import RunDirectory
+from raysrec.tracking import mlflow_run
+from raysrec.tracking.hyperparameters import hyperparameters
+from raysrec.tracking.mlflow_run import MlflowRun, log_test_scores, require_mlflow
+from raysrec.tracking.recorder import Recorder
 
 STEP = {
     "kind": "step",
@@ -152,7 +153,7 @@ def test_an_address_that_is_none_or_holds_credentials_is_refused(uri):
 
 
 def test_mlflow_that_is_not_installed_is_an_error_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(mlflow_tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mlflow_run.importlib.util, "find_spec", lambda name: None)
     require_mlflow(config_of())
     with pytest.raises(LastingError, match=r"storage\.mlflow=http://localhost:5000 needs MLflow.*raysrec\[mlflow\]"):
         require_mlflow(config_of("http://localhost:5000"))
@@ -189,11 +190,11 @@ def test_a_server_has_settings_scores_of_epochs_test_scores_and_the_configuratio
 
 @has_mlflow
 def test_a_server_that_fails_ends_nothing_and_is_said(run, caplog, monkeypatch):
-    monkeypatch.setattr(mlflow_tracking, "LAST_TRY_S", 1.0)
+    monkeypatch.setattr(mlflow_run, "LAST_TRY_S", 1.0)
     address = f"http://127.0.0.1:{free_port()}"
     config = config_of(address)
     directory = run(config)
-    with caplog.at_level(logging.WARNING, "raysrec.mlflow_tracking"):
+    with caplog.at_level(logging.WARNING, "raysrec.tracking.mlflow_run"):
         tracker = MlflowRun(config, directory.path)
         tracker.record(STEP)
         tracker.record(VALIDATION)

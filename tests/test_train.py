@@ -8,14 +8,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from raysrec.command_line import nest, overlay, validate
+from raysrec.cluster.runtime import ray_session
 from raysrec.config import ScaleConfig
-from raysrec.data.ray_reading import read_with_ray
-from raysrec.data.reading import read_directly
+from raysrec.config.loading import validate
+from raysrec.config.settings import nest, overlay
+from raysrec.data.batching.ray_reading import read_with_ray
+from raysrec.data.batching.reading import read_directly
 from raysrec.evaluate import evaluate
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory, RunError
-from raysrec.runtime import ray_session
 from raysrec.train import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -223,7 +224,7 @@ def of_another_model(folder, name, settings):
 
 def test_a_temporal_split_is_trained_validated_and_ranked_on_any_number_of_workers(local_ray, folder, monkeypatch):
     """Most users have no item to rank in a time, and in whole row groups nobody has; the model has users' vectors."""
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 64)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 64)
     settings = {
         "data": {"split": {"name": "temporal", "validation_share": 0.05, "test_share": 0.05}},
         "model": {"name": "caser", "max_length": 5},

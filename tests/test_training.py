@@ -12,18 +12,19 @@ from processes import run_together
 from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints, NoneIsWhole
-from raysrec.command_line import nest, overlay, validate
+from raysrec.cluster.runtime import ClusterError
+from raysrec.config.loading import validate
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import targets_per_epoch
-from raysrec.data.reading import read_directly
+from raysrec.config.settings import nest, overlay
+from raysrec.data.batching.facts import targets_per_epoch
+from raysrec.data.batching.reading import read_directly
 from raysrec.engine import StateMismatch
 from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.ranker import validation_sums
-from raysrec.runtime import ClusterError
-from raysrec.saving import Superseded
-from raysrec.training import Leaving, Training
-from raysrec.worker_log import WorkerLog
+from raysrec.training.loop import Leaving, Training
+from raysrec.training.saving import Superseded
+from raysrec.training.worker_log import WorkerLog
 
 SETTINGS = {
     "data": {"synthetic": {"num_users": 203, "num_items": 40, "mean_length": 12}, "num_streams": 4},
@@ -404,7 +405,7 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on(folder, undisturbed):
 def test_a_worker_that_is_asked_to_go_on_elsewhere_saves_first(folder, undisturbed, monkeypatch, asked_to, why):
     whole, log = undisturbed
     leaving = Log()
-    monkeypatch.setattr(f"raysrec.training.asked_to_{asked_to}", lambda: leaving.step >= 3)
+    monkeypatch.setattr(f"raysrec.training.loop.asked_to_{asked_to}", lambda: leaving.step >= 3)
     with pytest.raises(Leaving, match=why):
         start(configure(folder), folder / asked_to, leaving)
     monkeypatch.undo()

@@ -6,12 +6,12 @@ import json
 import pytest
 from sweeps import make_sweep, validation
 
-from raysrec import trial
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.evaluate import _trained
 from raysrec.models import build_model
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
+from raysrec.tuning import trial
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from test_resume import environment, until
 
 from raysrec import tune
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import load, overlay
+from raysrec.config.loading import load
+from raysrec.config.settings import overlay
 from raysrec.run_directory import RunDirectory
 from raysrec.stopping import StopRequest
 from raysrec.sweep import SweepDirectory

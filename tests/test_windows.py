@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.data.windows import WINDOWS, Prefixes, last, overlap, tile
+from raysrec.data.batching.windows import WINDOWS, Prefixes, last, overlap, tile
 
 counts_lists = st.lists(st.integers(0, 60), min_size=1, max_size=12).map(np.array)
 

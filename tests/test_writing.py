@@ -2,10 +2,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysrec.config import DataConfig
-from raysrec.data.in_memory import make_histories
-from raysrec.data.sources import read
+from raysrec.data.preparing.in_memory import make_histories
+from raysrec.data.preparing.writing import write_histories
+from raysrec.data.sources.read import read
 from raysrec.data.splits import SplitRule
-from raysrec.data.writing import write_histories
 from raysrec.place import Place
 from raysrec.prepare import prepare
 
@@ -18,9 +18,9 @@ def test_small_data_still_has_row_groups_to_deal_out(tmp_path):
 
 
 def test_many_row_groups_are_spread_over_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysrec.data.writing.ROW_GROUPS", 8)
-    monkeypatch.setattr("raysrec.data.writing.SMALLEST_ROW_GROUP", 1)
-    monkeypatch.setattr("raysrec.data.writing.LARGEST_ROW_GROUP", 300)
+    monkeypatch.setattr("raysrec.data.preparing.writing.ROW_GROUPS", 8)
+    monkeypatch.setattr("raysrec.data.preparing.writing.SMALLEST_ROW_GROUP", 1)
+    monkeypatch.setattr("raysrec.data.preparing.writing.LARGEST_ROW_GROUP", 300)
     config = DataConfig.model_validate({"synthetic": {"num_users": 150}})
     histories, _, _ = make_histories(read(config), config)
     (tmp_path / "new").mkdir()

@@ -18,11 +18,11 @@ import torch
 from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints, TrainingState
-from raysrec.command_line import validate
+from raysrec.config.loading import validate
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch, History
 from raysrec.objective import DataFacts, build_objective
-from raysrec.saving import Saved, Saver
+from raysrec.training.saving import Saved, Saver
 
 OWNER = "benchmark"
 

@@ -19,16 +19,18 @@ from dataclasses import dataclass
 import pyarrow.dataset as ds
 from tabulate import tabulate
 
-from raysrec.command_line import config_parser, load, overlay, run_verb, validate
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import config_parser, run_verb
+from raysrec.config.loading import load, validate
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import epoch_steps, row_groups_of_streams
-from raysrec.data.order import reading_order
+from raysrec.config.settings import overlay
+from raysrec.data.batching.loader import epoch_steps, row_groups_of_streams
+from raysrec.data.batching.order import reading_order
+from raysrec.data.batching.ray_reading import read_with_ray
+from raysrec.data.batching.reading import COLUMNS, read_directly
 from raysrec.data.prepared import PreparedData
-from raysrec.data.ray_reading import read_with_ray
-from raysrec.data.reading import COLUMNS, read_directly
 from raysrec.place import Place
 from raysrec.prepare import prepare
-from raysrec.runtime import ray_session
 
 
 @dataclass

@@ -47,7 +47,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from raysrec.config import ClozeConfig, LossConfig
-from raysrec.data.cloze import draw_hidden, expected_targets
+from raysrec.data.batching.cloze import draw_hidden, expected_targets
 from raysrec.history import HIDDEN, Batch, History
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 from raysrec.objective import Objective

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from raysrec.command_line import load
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
-from raysrec.data.asked import units_of
 from raysrec.data.prepared import PreparedData
 from raysrec.models import build_model
 from raysrec.prepare import prepare
-from raysrec.recommender import Recommender, Wanted
+from raysrec.recommending.asked import units_of
+from raysrec.recommending.recommender import Recommender, Wanted
 from raysrec.run_directory import RunDirectory
 
 DEFAULTS = (

@@ -25,7 +25,8 @@ from scaling_here import Here, exchange_table, measure_here, positions_per_targe
 from scaling_on_paper import LINKS, WAYS, Compute, Hardware, Link, Sizes, Training, sent_bytes, state_bytes, worth
 from tabulate import tabulate
 
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.command_line import config_parser, run_verb
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.models import build_model
 from raysrec.plan import plan

@@ -19,11 +19,12 @@ import psutil
 from bench_prepare import memory_of_tree
 from tabulate import tabulate
 
-from raysrec import runtime
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.cluster import runtime
+from raysrec.cluster.runtime import ray_session
+from raysrec.command_line import config_parser, run_verb
+from raysrec.config.loading import load
 from raysrec.prepare import prepare
 from raysrec.run_directory import RunDirectory
-from raysrec.runtime import ray_session
 from raysrec.train import train
 
 SAMPLE_EVERY_S = 1.0

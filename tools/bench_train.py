@@ -21,20 +21,22 @@ import torch.multiprocessing as mp
 from tabulate import tabulate
 
 from raysrec.allocator import tune_allocator
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.cluster.runtime import ray_session, threads_per_worker
+from raysrec.command_line import config_parser, run_verb
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import Prefetched, epoch_steps, facts_of
+from raysrec.data.batching.facts import facts_of
+from raysrec.data.batching.loader import Prefetched, epoch_steps
+from raysrec.data.batching.ray_reading import read_with_ray
+from raysrec.data.batching.reading import Reader, read_directly
 from raysrec.data.prepared import PreparedData
-from raysrec.data.ray_reading import read_with_ray
-from raysrec.data.reading import Reader, read_directly
 from raysrec.engine import build_engine
+from raysrec.engine.optimizers import build_optimizers, set_learning_rate
 from raysrec.history import Batch
 from raysrec.losses import softmax_loss
 from raysrec.objective import Objective, build_objective
-from raysrec.optimizers import build_optimizers, set_learning_rate
 from raysrec.plan import plan
 from raysrec.prepare import prepare
-from raysrec.runtime import ray_session, threads_per_worker
 
 WARM_UP_STEPS = 10
 Measured = dict[str, float]

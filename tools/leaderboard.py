@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from raysrec.command_line import load, run_verb
+from raysrec.command_line import run_verb
+from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.models import MODELS
 from raysrec.place import Place

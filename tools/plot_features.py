@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raysrec.data.loader import held_out
+from raysrec.data.batching.loader import held_out
+from raysrec.data.batching.reading import read_directly
 from raysrec.data.prepared import PreparedData
-from raysrec.data.reading import read_directly
 from raysrec.history import History
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError
@@ -88,7 +88,7 @@ def features(run: RunDirectory, data: PreparedData, num_users: int, tolerance: f
     """The states of some users' histories by one run's model, and their ranks.
 
     Raises:
-        RunError: The run has no model yet.
+        SavedModelError: The run has no model yet.
     """
     model = run.load_model()
     matrices = []

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from raysrec.command_line import config_parser, load, run_verb
+from raysrec.command_line import config_parser, run_verb
 from raysrec.config import DataConfig
-from raysrec.data.sources import read
+from raysrec.config.loading import load
+from raysrec.data.sources.read import read
 
 
 def reordered(config: DataConfig, *, ties: str, seed: int = 0) -> pa.Table:

@@ -27,14 +27,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from raysrec.allocator import tune_allocator
 from raysrec.config.run import RunConfig
-from raysrec.data.loader import epoch_steps, facts_of
+from raysrec.data.batching.facts import facts_of
+from raysrec.data.batching.loader import epoch_steps
+from raysrec.data.batching.reading import read_directly
 from raysrec.data.prepared import PreparedData
-from raysrec.data.reading import read_directly
 from raysrec.engine import Engine, build_engine
+from raysrec.engine.optimizers import build_optimizers
 from raysrec.history import Batch
 from raysrec.models import SequenceModel
 from raysrec.objective import build_objective
-from raysrec.optimizers import build_optimizers
 
 WARM_UP_STEPS = 5
 STEPS_AT_HAND = 16

@@ -23,7 +23,7 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.command_line import overlay
+from raysrec.config.settings import overlay
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory
 

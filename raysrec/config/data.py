@@ -39,7 +39,7 @@ Format = Literal[
     "amazon-2023",
     "synthetic",
 ]
-"""Layouts of sources; `data/formats.py` says what each is."""
+"""Layouts of sources; `data/sources/formats.py` says what each is."""
 
 
 def _one_a_line(source: object) -> object:

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import Field, model_validator
 
+from raysrec.config.checkpoint import CheckpointConfig
 from raysrec.config.data import DataConfig
-from raysrec.config.learning import ClozeConfig, EngineConfig, LossConfig, TrainConfig
-from raysrec.config.running import CheckpointConfig, EvaluateConfig, ScaleConfig, StorageConfig
+from raysrec.config.engine import EngineConfig
+from raysrec.config.evaluate import EvaluateConfig
+from raysrec.config.loss import LossConfig
+from raysrec.config.scale import ScaleConfig
+from raysrec.config.storage import StorageConfig
+from raysrec.config.train import ClozeConfig, TrainConfig
 from raysrec.models import MODELS, ModelConfig, build_model
 from raysrec.place import Place
 from raysrec.schema import Section

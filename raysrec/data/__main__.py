@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from raysrec.command_line import ConfigError, help_of_keys, load, run_verb
-from raysrec.data.fingerprint import prepared_folder
+from raysrec.command_line import help_of_keys, run_verb
+from raysrec.config.files import ConfigError
+from raysrec.config.loading import load
 from raysrec.data.picture import draw
 from raysrec.data.prepared import PreparedData
+from raysrec.data.preparing.fingerprint import prepared_folder
 from raysrec.data.statistics import Statistics, describe
 from raysrec.place import Place
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from raysrec.data.prepared import PreparedData
 from raysrec.data.splits import HELD_OUT
-from raysrec.data.statistics import Statistics, duration
+from raysrec.data.statistics import Statistics, in_largest_unit
 
 LENGTH_BINS = 40
 """Bars of the distribution of lengths, equally wide on a logarithmic axis."""
@@ -116,7 +116,7 @@ def _draw_moments(axis: Any, data: PreparedData, edges: Any) -> None:
 
 def _width(found: Statistics) -> str:
     """How long a stretch of time is, in words."""
-    return duration(float(found.edges[1] - found.edges[0]))
+    return in_largest_unit(float(found.edges[1] - found.edges[0]))
 
 
 def _plain_numbers(way: Any) -> None:

@@ -3,7 +3,7 @@
 A folder holds `histories/*.parquet` (one row per user, oldest interaction first), `catalog.parquet` (external and
 internal item ids, counts) and `manifest.json` (sizes, rules, source). The split is no file but a rule, in the manifest,
 which `splits.py` applies to the times of a history. How raw interactions become histories is the business of
-`prepare.py`, how they are written that of `writing.py`, how they become batches that of `loader.py`.
+`preparing/`, how they become batches that of `batching/`.
 """
 
 import json
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from raysrec.data.manifest import FORMAT_VERSION, Manifest
 from raysrec.errors import LastingError, ReadableError
-from raysrec.place import AnyPath, Place, PlaceError, in_words
+from raysrec.place import AnyPath, Place, PlaceError, store_in_words
 
 PREPARE_AGAIN = "; delete this folder and prepare the data again (python -m raysrec.prepare --config …)"
 """What to do about a prepared folder that is not whole."""
@@ -49,7 +49,7 @@ def whole(file: Place, part: str = "") -> Iterator[None]:
     """
     where = f"{file}: {part} " if part else f"{file}: "
     try:
-        with in_words(file):
+        with store_in_words(file):
             yield
     except FileNotFoundError:
         raise PreparedDataError(f"{file}: is missing{PREPARE_AGAIN}") from None

@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysrec.config import SplitConfig
+from raysrec.data.arrays import IntArray
 from raysrec.schema import Section, date_of
-
-IntArray = NDArray[np.int64]
 
 HELD_OUT = ("validation", "test")
 """What is held out, in order of time."""
@@ -140,11 +139,6 @@ def latest_with(read_times: Callable[[], Iterable[IntArray]], count: int) -> int
         later = int(from_here[bucket]) - int(counts[bucket])
         low, high = low + bucket * width, min(high, low + (bucket + 1) * width - 1)
     return low
-
-
-def offsets_of(lengths: NDArray[np.integer] | NDArray[np.bool_]) -> IntArray:
-    """Where each of some things of these lengths begins when they lie end to end, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def in_first(offsets: IntArray, counts: IntArray) -> NDArray[np.bool_]:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from raysrec.data.batches import Histories
+from raysrec.data.arrays import IntArray
+from raysrec.data.batching.reading import read_directly
+from raysrec.data.histories import Histories
 from raysrec.data.prepared import PreparedData
-from raysrec.data.reading import read_directly
-from raysrec.data.splits import HELD_OUT, IntArray, in_first
+from raysrec.data.splits import HELD_OUT, in_first
 from raysrec.schema import date_of
 
 BINS = 120
@@ -116,7 +117,7 @@ def _distributions(data: PreparedData, found: Statistics) -> Iterator[tuple[str,
     ends = f"{int(found.item_counts[-1]):,} to {int(found.item_counts[0]):,}"
     yield "per item", f"{interactions / items:.1f} on average, {ends}; {shares} of all; Gini {found.gini:.3f}"
     span = f"{date_of(manifest.first_time)} to {date_of(manifest.last_time)} UTC"
-    yield "times", f"{span}, {duration(float(manifest.last_time - manifest.first_time))}"
+    yield "times", f"{span}, {in_largest_unit(float(manifest.last_time - manifest.first_time))}"
     tied = manifest.tied_interactions
     yield "ties in time", f"{tied:,} interactions ({tied / interactions:.1%})"
     yield "repeated", f"{manifest.repeated_interactions:,} interactions, the same item at the same time; they are kept"
@@ -154,7 +155,7 @@ def _files(data: PreparedData) -> Iterator[tuple[str, str]]:
         yield "", f"and {len(shards) - SHARDS_SHOWN:,} more"
 
 
-def duration(seconds: float) -> str:
+def in_largest_unit(seconds: float) -> str:
     """So many seconds in the largest unit that is not longer."""
     for name, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= size:

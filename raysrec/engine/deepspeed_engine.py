@@ -13,19 +13,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raysrec.command_line import overlay
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import overlay
 from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_worker
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
+from raysrec.engine.optimizers import build_optimizers, set_learning_rate
 from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
 from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Fragment, Snapshot
 from raysrec.engine.zero import Partition
 from raysrec.history import Batch
 from raysrec.objective import Objective
-from raysrec.optimizers import build_optimizers, set_learning_rate
 
 GRADIENT = "the gradient is not finite although the loss is"
 

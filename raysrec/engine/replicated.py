@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from raysrec.engine.exchange import this_worker
 from raysrec.engine.interface import Weights
+from raysrec.engine.optimizers import new_state
 from raysrec.engine.restoring import refuse_other_names, saved_keys, saved_tensor
 from raysrec.engine.snapshot import Fragment
-from raysrec.optimizers import new_state
 
 Optimizers = Sequence[torch.optim.Optimizer]
 

@@ -15,12 +15,12 @@ from raysrec.engine.exchange import agree, num_workers, sum_over_workers, this_w
 from raysrec.engine.forward import gradients_of, loss_of, precision
 from raysrec.engine.interface import StepResult, Weights
 from raysrec.engine.nonfinite import NonFiniteLoss, explain
+from raysrec.engine.optimizers import build_optimizers, set_learning_rate
 from raysrec.engine.replicated import replicated_fragments, restore_replicated, whole_model
 from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Snapshot
 from raysrec.history import Batch
 from raysrec.objective import Objective
-from raysrec.optimizers import build_optimizers, set_learning_rate
 
 
 class TorchEngine:

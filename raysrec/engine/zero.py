@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from raysrec.engine.exchange import this_worker
+from raysrec.engine.optimizers import new_state
 from raysrec.engine.restoring import StateMismatch, refuse_other_names, saved_keys, saved_tensor
 from raysrec.engine.snapshot import Fragment
-from raysrec.optimizers import new_state
 
 
 @dataclass(frozen=True)

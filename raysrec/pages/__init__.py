@@ -2,6 +2,6 @@
 
 from raysrec.pages.runs_page import runs_page
 from raysrec.pages.sweep_page import sweep_page, write_sweep_page
-from raysrec.pages.trials import Sweep
+from raysrec.pages.sweeps import SweepResults
 
-__all__ = ["Sweep", "runs_page", "sweep_page", "write_sweep_page"]
+__all__ = ["SweepResults", "runs_page", "sweep_page", "write_sweep_page"]

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
 from raysrec.run_directory import RunDirectory, RunError, restarts_of
+from raysrec.saved_model import DESCRIPTION
 from raysrec.schema import date_of
 
 Settings = dict[str, Any]
@@ -191,7 +192,7 @@ def _read(run: RunDirectory, name: str) -> Run:
         restarts=restarts_of(events),
         last_written=_time_of(place / "log.jsonl"),
         provenance=_json(place / "provenance.json", problems) or {},
-        num_items=(_json(run.model_directory / "model.json", problems) or {}).get("num_items"),
+        num_items=(_json(run.model_directory / DESCRIPTION, problems) or {}).get("num_items"),
         ranks=_ranks(run, problems) if record else {},
         problems=problems,
     )

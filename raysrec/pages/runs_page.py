@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from raysrec.metrics import shown_cutoff
 from raysrec.pages import curves, figures, words
 from raysrec.pages.boards import (
     Board,
@@ -22,7 +23,6 @@ from raysrec.pages.published import DEFAULT, Published, read_published
 from raysrec.pages.runs import Run, read_runs
 from raysrec.pages.what_runs_were import problems_part, unfinished_part, what_they_were
 from raysrec.place import AnyPath
-from raysrec.progress import shown_cutoff
 
 DRAWN = figures.COLOURS
 """Runs of a data set that are drawn, best first; the tables have all."""

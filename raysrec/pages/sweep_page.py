@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from raysrec.pages import figures, words
 from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
 from raysrec.pages.importance import LEAST_TRIALS, Importance, importances, is_number
-from raysrec.pages.trials import Sweep, pareto, read_sweep
+from raysrec.pages.sweeps import SweepResults, pareto, read_sweep
 from raysrec.place import AnyPath, Place
 from raysrec.sweep import TrialRecord
 
@@ -28,7 +28,7 @@ def write_sweep_page(path: AnyPath, to: AnyPath | None = None) -> Place:
     return place
 
 
-def sweep_page(sweep: Sweep) -> str:
+def sweep_page(sweep: SweepResults) -> str:
     """One HTML file on a sweep, finished or not."""
     scored = [trial for trial in sweep.ranked if trial.best]
     numbers = {trial.name: number for number, trial in enumerate(scored[: figures.COLOURS])}
@@ -47,7 +47,7 @@ def sweep_page(sweep: Sweep) -> str:
     return page(f"Sweep {sweep.name}", summary, [Section("Results", [], parts)])
 
 
-def _best(sweep: Sweep, scored: Sequence[TrialRecord]) -> Part:
+def _best(sweep: SweepResults, scored: Sequence[TrialRecord]) -> Part:
     best = next((trial for trial in scored if not trial.failed), None)
     if best is None:
         said = "Every trial that was validated has failed." if scored else "No trial has been validated yet."
@@ -67,7 +67,7 @@ def _best(sweep: Sweep, scored: Sequence[TrialRecord]) -> Part:
     return Part("Best trial", [said, words_of_code], code=code, after=[warning])
 
 
-def _trials(sweep: Sweep, numbers: dict[str, int]) -> Part:
+def _trials(sweep: SweepResults, numbers: dict[str, int]) -> Part:
     headers = ["trial", *sweep.parameters, f"validation {sweep.metric}", "at epoch", "epochs", "time", "state", "note"]
     rows = []
     for trial in sweep.ranked:
@@ -93,7 +93,7 @@ def _value(value: object) -> Cell:
     return Cell(words.setting(value), sort=number)
 
 
-def _importance(sweep: Sweep, found: Sequence[Importance]) -> Part:
+def _importance(sweep: SweepResults, found: Sequence[Importance]) -> Part:
     said = {one.parameter: one for one in found if one.share is not None}
     unsaid = [f"{one.parameter} ({one.reason})" for one in found if one.share is None]
     how = (
@@ -121,7 +121,7 @@ def _importance(sweep: Sweep, found: Sequence[Importance]) -> Part:
     return Part("Which parameters mattered", tables=[table], plots=[plot], after=[how, *left])
 
 
-def _against(sweep: Sweep, scored: Sequence[TrialRecord], found: Sequence[Importance]) -> Part:
+def _against(sweep: SweepResults, scored: Sequence[TrialRecord], found: Sequence[Importance]) -> Part:
     plots = []
     for name in (one.parameter for one in found):
         having = [trial for trial in scored if name in trial.parameters]
@@ -139,7 +139,7 @@ def _against(sweep: Sweep, scored: Sequence[TrialRecord], found: Sequence[Import
     )
 
 
-def _curves(sweep: Sweep, scored: Sequence[TrialRecord], numbers: dict[str, int]) -> Part:
+def _curves(sweep: SweepResults, scored: Sequence[TrialRecord], numbers: dict[str, int]) -> Part:
     lines = {trial.name: ([p.epoch for p in trial.curve], [p.score for p in trial.curve]) for trial in reversed(scored)}
     key = [Cell(name, series=number) for name, number in numbers.items()]
     plot = Plot(
@@ -149,7 +149,7 @@ def _curves(sweep: Sweep, scored: Sequence[TrialRecord], numbers: dict[str, int]
     return Part("Learning curves", plots=[plot], key=key, after=after)
 
 
-def _time(sweep: Sweep, scored: Sequence[TrialRecord]) -> Part:
+def _time(sweep: SweepResults, scored: Sequence[TrialRecord]) -> Part:
     having = [(trial, trial.best) for trial in scored if trial.best]
     minutes = [best.seconds / 60 for _, best in having]
     front = [(trial, trial.best) for trial in pareto(scored) if trial.best]

@@ -1,7 +1,7 @@
 """A sweep: many runs of one configuration whose parameters differ, and what is known of them.
 
-Nothing here knows Ray: what is drawn is a function of the sweep's file and a number, and what was trained lies in
-files that anything can read.
+What is drawn is a function of the sweep's file and a number, and what was trained lies in files that anything can
+read, without Ray.
 """
 
 from raysrec.sweep.config import SchedulerConfig, SweepConfig, SweepError

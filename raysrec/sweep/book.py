@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from raysrec.command_line import ConfigError
+from raysrec.config.files import ConfigError
 from raysrec.config.run import RunConfig
 from raysrec.mailbox import Event, now
 from raysrec.place import PlaceError

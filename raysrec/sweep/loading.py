@@ -8,16 +8,22 @@ from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from raysrec.command_line import ConfigError, nest, overlay, read, validate
+from raysrec.config.files import ConfigError, Kind, read
+from raysrec.config.loading import validate
+from raysrec.config.mistakes import wrong_value
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import nest, overlay
 from raysrec.place import AnyPath, Place
 from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, SweepError
 from raysrec.sweep.proposals import refuse_missing_optuna
 from raysrec.sweep.record import SweepDirectory
 
-OWN = "sweep."
-"""What a setting of the sweep itself begins with on the command line: `sweep.num_samples=20`."""
+OWN = Kind(
+    "--sweep", "keys such as space: and num_samples:", "sweep.key=value", "sweep.num_samples=20", prefix="sweep."
+)
+"""A sweep's file; what a setting of the sweep itself begins with on the command line."""
 
 LEARNED_DRAWS = 20
 """Random draws that are checked where the real ones follow from scores that are not there yet."""
@@ -81,8 +87,8 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
         SweepError: The sweep cannot be made; the text names its file, the parameter and the value.
     """
     file = Place.of(file)
-    own = [override.removeprefix(OWN) for override in overrides if override.startswith(OWN)]
-    others = [override for override in overrides if not override.startswith(OWN)]
+    own = [override for override in overrides if override.startswith(OWN.prefix)]
+    others = [override for override in overrides if not override.startswith(OWN.prefix)]
     settings = _settings(file, own)
     if settings.search == "optuna":
         refuse_missing_optuna()
@@ -104,7 +110,7 @@ def load_sweep(file: AnyPath, configs: Sequence[AnyPath], overrides: Sequence[st
 
 def _settings(file: Place, overrides: Sequence[str]) -> SweepConfig:
     try:
-        return SweepConfig.model_validate(read([file], overrides, option="--sweep"))
+        return SweepConfig.model_validate(read([file], overrides, kind=OWN))
     except ValidationError as error:
         raise SweepError("\n".join(f"{file}: {_in_words(detail)}" for detail in error.errors())) from None
 
@@ -120,7 +126,7 @@ def _refuse_set_and_swept(file: Place, settings: SweepConfig, overrides: Sequenc
 def _metric(file: Place, settings: SweepConfig, config: RunConfig) -> str:
     """The name of the validation score, as it is reported."""
     metric = settings.metric.removeprefix("validation/") or config.evaluate.metric
-    known = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in config.evaluate.ks]
+    known = config.evaluate.scores
     if metric.startswith("test/"):
         raise SweepError(f"{file}: metric={metric}: a test score never steers a search; write {metric[5:]}")
     if metric not in known:
@@ -161,16 +167,11 @@ def _culprit(sweep: Sweep, parameters: Parameters) -> str:
 _KEYS = [*SweepConfig.model_fields, *(f"scheduler.{name}" for name in SchedulerConfig.model_fields)]
 
 
-def _in_words(detail: Any) -> str:
+def _in_words(detail: ErrorDetails) -> str:
     """One mistake of a sweep's file."""
-    key, kind, came = ".".join(map(str, detail["loc"])), detail["type"], detail["input"]
-    if kind == "missing":
-        return f"{key} is missing; set it, too"
-    if kind == "extra_forbidden":
+    key = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _KEYS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{key} is not a known key; {hint}known: {', '.join(_KEYS)}"
-    if kind == "value_error":
-        message = str(detail["ctx"]["error"])
-        return f"{key}: {message}" if key else message
-    return f"{key}={came!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return wrong_value(key, detail)

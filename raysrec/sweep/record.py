@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from raysrec.command_line import differences
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import differences
 from raysrec.place import AnyPath, Place
 from raysrec.run_directory import FREE, RunDirectory
 from raysrec.schema import CountOrZero, Section

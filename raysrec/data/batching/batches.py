@@ -1,0 +1,222 @@
+"""Rows of Parquet become batches: gather histories, cut windows, group by length, pad on the right.
+
+Everything here is a pure function of its arguments; reading ahead and threads live in `loader.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raysrec.config import TrainConfig
+from raysrec.data.arrays import BoolArray, IntArray
+from raysrec.data.batching.cloze import draw_hidden, share_of_targets
+from raysrec.data.batching.order import even_cuts
+from raysrec.data.batching.windows import Samples, Windows, training_samples
+from raysrec.data.histories import Histories
+from raysrec.data.splits import Positions
+from raysrec.history import HIDDEN, Batch, History
+
+GROUPED_BATCHES = 64
+"""Batches of a stream that are sorted by length together: more pads less, fewer mixes lengths better over time."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What some users had."""
+
+    rows: IntArray
+    """Which of the histories it is read from."""
+    history: History
+    seen: torch.Tensor | None
+    """Pairs (row of `history`, item) of everything the users had, also beyond `max_length` [E 2]; None if not asked
+    for."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users to rank: what came before, and the item that followed."""
+
+    users: IntArray
+    history: History
+    targets: torch.Tensor
+    """Item ids [B]."""
+    seen: torch.Tensor | None
+    """Pairs (row, item) of everything the user had before, also beyond `max_length` [E 2]; None if not asked for."""
+    lengths: IntArray
+    """Interactions before the target, not cut to `max_length` [B]."""
+
+    def to(self, device: torch.device) -> "HeldOut":
+        """The same users, their tensors on a device."""
+        seen = None if self.seen is None else self.seen.to(device)
+        return replace(self, history=self.history.to(device), targets=self.targets.to(device), seen=seen)
+
+
+def training_batches(
+    histories: Histories,
+    positions: Positions,
+    config: TrainConfig,
+    *,
+    max_length: int,
+    batch_targets: int,
+    rng: np.random.Generator,
+    skip: int = 0,
+    with_seen: bool = False,
+) -> Iterator[list[Batch]]:
+    """Shuffle and cut a pool of histories: one list of micro-batches for each step of its stream.
+
+    Args:
+        histories: The pool.
+        positions: What its histories are used for.
+        config: Supervision, windows and the size of a micro-batch.
+        max_length: Longest row (L).
+        batch_targets: Targets of one step of this stream.
+        rng: Fixes offsets and order.
+        skip: The first so many steps come empty; those after them are what they would have been.
+        with_seen: Say also what the users of a batch have in training; it changes nothing else.
+    """
+    samples = training_samples(positions, config, max_length=max_length, rng=rng)
+    if len(samples) == 0:
+        return
+    (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
+    if config.supervision == "cloze":
+        batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
+    for step, windows in enumerate(grouped_by_length(samples, batch_targets=batch_targets, rng=rng)):
+        hidden = draw_hidden(windows.lengths, config.cloze, rng) if config.supervision == "cloze" else None
+        batches = []
+        for part in micro_batches(windows.lengths, config.micro_batch_tokens):
+            seed = int(seeds.integers(2**63))
+            if step < skip:
+                continue
+            rows = windows.take(part)
+            if hidden is None:
+                batch = collate(histories, rows)
+            else:
+                batch = collate_cloze(histories, rows, hidden[part, : int(rows.lengths.max())])
+            seen = _seen_by_users(histories, rows, positions) if with_seen else None
+            batches.append(replace(batch, seed=seed, seen=seen))
+        yield batches
+
+
+def grouped_by_length(samples: Samples, *, batch_targets: int, rng: np.random.Generator) -> Iterator[Windows]:
+    """Every sample once, in batches of about `batch_targets` targets whose rows have similar lengths."""
+    order = rng.permutation(len(samples))
+    targets_per_sample = samples.take(order[:4096]).num_targets.mean()
+    section = max(1, round(GROUPED_BATCHES * batch_targets / targets_per_sample))
+    for start in range(0, len(order), section):
+        windows = samples.take(order[start : start + section])
+        windows = windows.take(np.argsort(windows.lengths, kind="stable"))
+        cuts = even_cuts(windows.num_targets, batch_targets)
+        for cut in rng.permutation(len(cuts)):
+            yield windows.take(np.arange(cuts[cut].start, cuts[cut].stop))
+
+
+def micro_batches(lengths: IntArray, tokens: int) -> Iterator[IntArray]:
+    """Indices of rows, shortest first, in parts whose padded size stays within `tokens` (one row always fits)."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop in range(1, len(order) + 1):
+        is_end = stop == len(order)
+        if is_end or (stop + 1 - start) * lengths[order[stop]] > tokens:
+            yield order[start:stop]
+            start = stop
+
+
+def collate(histories: Histories, windows: Windows) -> Batch:
+    """One row per window, padded on the right with zeros to the longest."""
+    positions, real = _positions(histories, windows)
+    learns = real & (positions >= (histories.offsets[windows.rows] + windows.learn_from)[:, None])
+    following = histories.items[np.minimum(positions + 1, len(histories.items) - 1)]
+    return Batch(_history(histories, windows, positions, real), torch.from_numpy(np.where(learns, following, 0)))
+
+
+def collate_cloze(histories: Histories, windows: Windows, hidden: BoolArray) -> Batch:
+    """One row per window, in which the items at `hidden` [B L] are replaced by HIDDEN and are the targets."""
+    positions, real = _positions(histories, windows)
+    history = _history(histories, windows, positions, real)
+    where = torch.from_numpy(hidden)
+    targets = history.items.where(where, 0)
+    return Batch(replace(history, items=history.items.masked_fill(where, HIDDEN)), targets)
+
+
+def past_batches(
+    histories: Histories, stops: IntArray, *, max_length: int, batch_tokens: int, with_seen: bool
+) -> Iterator[Past]:
+    """The first `stops` interactions of each history, once, where there are any.
+
+    The batches depend on the histories alone, so that a score does not depend on who computes it.
+
+    Args:
+        histories: Of some users.
+        stops: How many of each history's interactions are read; its users with less than one are left out.
+        max_length: Longest row (L).
+        batch_tokens: Positions (padding included) of a batch; one row always fits.
+        with_seen: Say also which items the users had.
+    """
+    users = np.flatnonzero(stops >= 1)
+    starts = np.maximum(stops - max_length, 0)
+    for part in micro_batches((stops - starts)[users], batch_tokens):
+        rows = users[part]
+        windows = Windows(rows, starts[rows], stops[rows], stops[rows])
+        positions, real = _positions(histories, windows)
+        yield Past(
+            rows=rows,
+            history=_history(histories, windows, positions, real),
+            seen=_seen(histories, rows, stops[rows]) if with_seen else None,
+        )
+
+
+def held_out_batches(
+    histories: Histories, targets: IntArray, *, max_length: int, batch_tokens: int, with_seen: bool
+) -> Iterator[HeldOut]:
+    """Each user who has a target once, the item at that position to be ranked given everything before it.
+
+    Args:
+        histories: Of some users.
+        targets: Position of the item to rank in each history; -1 where there is none.
+        max_length: Longest row (L).
+        batch_tokens: Positions (padding included) of a batch; one row always fits.
+        with_seen: Say also which items the users had.
+    """
+    for past in past_batches(histories, targets, max_length=max_length, batch_tokens=batch_tokens, with_seen=with_seen):
+        rows = past.rows
+        yield HeldOut(
+            users=histories.users[rows],
+            history=past.history,
+            targets=torch.from_numpy(histories.items[histories.offsets[rows] + targets[rows]]),
+            seen=past.seen,
+            lengths=targets[rows],
+        )
+
+
+def _positions(histories: Histories, windows: Windows) -> tuple[IntArray, np.ndarray]:
+    """Flat positions [B L] of every window's items, and where they are real."""
+    across = np.arange(int(windows.lengths.max()))
+    real = across < windows.lengths[:, None]
+    flat = (histories.offsets[windows.rows] + windows.starts)[:, None] + across
+    return np.where(real, flat, 0), real
+
+
+def _history(histories: Histories, windows: Windows, positions: IntArray, real: np.ndarray) -> History:
+    return History(
+        items=torch.from_numpy(np.where(real, histories.items[positions], 0)),
+        times=torch.from_numpy(np.where(real, histories.times[positions], 0)),
+        lengths=torch.from_numpy(windows.lengths.copy()),
+        users=torch.from_numpy(histories.users[windows.rows]),
+    )
+
+
+def _seen(histories: Histories, rows: IntArray, stops: IntArray) -> torch.Tensor:
+    users = np.repeat(np.arange(len(rows)), stops)
+    within = np.arange(len(users)) - np.repeat(np.cumsum(stops) - stops, stops)
+    items = histories.items[histories.offsets[rows][users] + within]
+    return torch.from_numpy(np.stack([users, items], axis=1))
+
+
+def _seen_by_users(histories: Histories, windows: Windows, positions: Positions) -> torch.Tensor:
+    """Once for each user, however many windows of them there are."""
+    rows = np.unique(windows.rows)
+    seen = _seen(histories, rows, positions.train[rows])
+    seen[:, 0] = torch.from_numpy(histories.users[rows])[seen[:, 0]]
+    return seen
