@@ -195,10 +195,10 @@ def test_both_ends_of_a_range_are_checked_before_anything_starts(file):
 
 def test_what_is_no_sweep_is_refused_with_what_one_looks_like(file, tmp_path):
     (tmp_path / "list.yaml").write_text("- model.dropout\n")
-    with pytest.raises(ConfigError, match="--sweep .*holds a list, expected keys such as space: and num_samples:"):
+    with pytest.raises(ConfigError, match=r"--sweep .*holds a list, expected keys such as space: and num_samples:"):
         load_sweep(tmp_path / "list.yaml", BASE)
     path = file(space={"model.dropout": {"grid": [0.1]}})
-    with pytest.raises(ConfigError, match="'sweep.num_samples' is no setting; .* for example sweep.num_samples=20"):
+    with pytest.raises(ConfigError, match=r"'sweep\.num_samples' is no setting; .* for example sweep\.num_samples=20"):
         load_sweep(path, BASE, ["sweep.num_samples"])
 
 
