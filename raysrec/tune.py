@@ -41,7 +41,8 @@ from raysrec.sweep.config import SweepConfig, SweepError
 from raysrec.sweep.loading import Sweep, load_sweep
 from raysrec.sweep.record import SweepDirectory, TrialRecord, best_trial
 from raysrec.sweep.table import final_table, parameters_in_words, sweep_shown
-from raysrec.train import ask_to_stop, prepare_to_learn
+from raysrec.train import prepare_to_learn
+from raysrec.training.driver import ask_to_stop
 from raysrec.tuning.trial import SCHEDULER
 
 ASK_AGAIN_S = 1.0

@@ -44,7 +44,8 @@ TRAIN = """
 from raysrec.cluster import resources
 from raysrec import train
 from raysrec.command_line import run_verb
-train.RESIZE_CHECK_S, resources.SAY_EVERY_S = 2.0, 2
+from raysrec.training import driver
+driver.RESIZE_CHECK_S, resources.SAY_EVERY_S = 2.0, 2
 run_verb(train.main, train._parser())
 """
 PREPARE = """

@@ -2,12 +2,13 @@
 
 import pytest
 
-from raysrec import train as driver
 from raysrec.checkpoints import TrainingState
 from raysrec.config.loading import validate
 from raysrec.models import build_model
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.train import learn, prepare_to_learn, train
+from raysrec.train import prepare_to_learn, train
+from raysrec.training import driver
+from raysrec.training.driver import learn
 
 
 @pytest.fixture

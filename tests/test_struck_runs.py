@@ -180,7 +180,7 @@ def test_whatever_happens_to_workers_and_nodes_the_run_ends_as_if_nothing_had(cl
 
 
 def test_workers_come_and_go_with_nodes(cluster, folder, undisturbed, monkeypatch):
-    monkeypatch.setattr("raysrec.train.RESIZE_CHECK_S", 2.0)
+    monkeypatch.setattr("raysrec.training.driver.RESIZE_CHECK_S", 2.0)
     training = Running(configure(folder, "elastic", scale__workers={"min": 1, "max": 2}))
 
     def until_on(workers, after):

@@ -19,7 +19,7 @@ from raysrec.data.prepared import PreparedData
 from raysrec.evaluate import rank
 from raysrec.mailbox import Event
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.train import best_so_far, is_trained_now, learn
+from raysrec.training.driver import best_so_far, is_trained_now, learn
 
 TELL_EVERY_S = 2.0
 """Seconds between two step events that the sweep is told."""
