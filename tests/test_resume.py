@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from test_training import start
+from test_loop import start
 from torch.testing import assert_close
 
 from raysrec.checkpoints import Checkpoints

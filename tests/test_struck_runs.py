@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from clusters import NODE, cluster_of
-from test_training import start
+from test_loop import start
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.config.loading import validate
