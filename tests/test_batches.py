@@ -1,11 +1,13 @@
+import itertools
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raysrec.config import TrainConfig
-from raysrec.data.batching.batches import collate, held_out_batches, micro_batches, training_batches
+from raysrec.data.batching.batches import A_PART, collate, held_out_batches, micro_batches, training_batches
 from raysrec.data.batching.windows import Windows
 from raysrec.data.histories import Histories
 from raysrec.data.splits import SplitRule
@@ -60,6 +62,52 @@ def test_no_micro_batch_exceeds_its_tokens_unless_one_row_does():
     parts = list(micro_batches(lengths, 120))
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
     assert all(len(part) == 1 or len(part) * lengths[part].max() <= 120 for part in parts)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_all_cuts_of_the_sorted_rows_micro_batches_are_the_cheapest(seed):
+    rng = np.random.default_rng(seed)
+    lengths, tokens = rng.integers(1, 40, 9), 64 * (1 + seed)
+    ordered = np.sort(lengths)
+
+    def cost(parts):
+        return sum(len(part) * max(part) + tokens / A_PART for part in parts)
+
+    found = [lengths[part] for part in micro_batches(lengths, tokens)]
+    cuts = (np.flatnonzero(where) + 1 for where in itertools.product([0, 1], repeat=8))
+    possible = [np.split(ordered, cut) for cut in cuts]
+    fits = [parts for parts in possible if all(len(part) == 1 or len(part) * max(part) <= tokens for part in parts)]
+    assert sorted(np.concatenate(found).tolist()) == ordered.tolist()
+    assert cost(found) == pytest.approx(min(cost(parts) for parts in fits), rel=0.02)
+
+
+def test_rows_that_learn_at_every_position_meet_rows_of_similar_length():
+    lengths = np.random.default_rng(0).integers(4, 60, 400)
+    histories = histories_of(lengths)
+    positions = SplitRule().positions(histories.offsets, histories.times)
+    steps = training_batches(
+        histories, positions, TrainConfig(), max_length=64, batch_targets=500, rng=np.random.default_rng(3)
+    )
+    of_updates = sorted(sorted(torch.cat([batch.history.lengths for batch in step]).tolist()) for step in steps)
+    assert len(of_updates) > 10
+    assert all(shorter[-1] <= longer[0] for shorter, longer in itertools.pairwise(of_updates))
+
+
+@pytest.mark.parametrize("supervision", ["last_position", "cloze"])
+def test_where_a_row_is_a_single_past_an_update_has_pasts_of_all_lengths(supervision):
+    lengths = np.random.default_rng(0).integers(4, 60, 400)
+    config = TrainConfig(supervision=supervision)
+    histories = histories_of(lengths)
+    positions = SplitRule().positions(histories.offsets, histories.times)
+    steps = training_batches(
+        histories, positions, config, max_length=64, batch_targets=500, rng=np.random.default_rng(3)
+    )
+    of_updates = [torch.cat([batch.history.lengths for batch in step]).double() for step in steps]
+    everywhere = torch.cat(of_updates)
+    means = torch.stack([of_update.mean() for of_update in of_updates])
+    # As of samples drawn at random: their means lie as close to each other as their number lets them.
+    expected = everywhere.std() / (len(everywhere) / len(of_updates)) ** 0.5
+    assert 0.6 * expected < means.std() < 1.5 * expected
 
 
 @pytest.mark.parametrize("targets", [[2, 11, 6], [1, 10, 5], [-1, 1, 6], [2, -1, -1]])

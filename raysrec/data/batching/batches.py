@@ -1,10 +1,11 @@
-"""Rows of Parquet become batches: gather histories, cut windows, group by length, pad on the right.
+"""Rows of Parquet become batches: gather histories, cut windows, draw batches, pad on the right.
 
 Everything here is a pure function of its arguments; reading ahead and threads live in `loader.py`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from raysrec.data.histories import Histories
 from raysrec.data.splits import Positions
 from raysrec.history import HIDDEN, Batch, History
 
-GROUPED_BATCHES = 64
-"""Batches of a stream that are sorted by length together: more pads less, fewer mixes lengths better over time."""
+CUT_AT_ONCE = 64
+"""Batches of a stream that are cut at once: more pads less where they are sorted by length, fewer takes less memory."""
+
+A_PART = 32
+"""How many parts cost as much as a whole `micro_batch_tokens` of positions, however small they are."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def training_batches(
     (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
     if config.supervision == "cloze":
         batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
-    for step, windows in enumerate(grouped_by_length(samples, batch_targets=batch_targets, rng=rng)):
+    by_length = config.supervision == "every_position"
+    updates = cut_into_updates(samples, batch_targets=batch_targets, by_length=by_length, rng=rng)
+    for step, windows in enumerate(updates):
         hidden = draw_hidden(windows.lengths, config.cloze, rng) if config.supervision == "cloze" else None
         batches = []
         for part in micro_batches(windows.lengths, config.micro_batch_tokens):
@@ -99,28 +105,52 @@ def training_batches(
         yield batches
 
 
-def grouped_by_length(samples: Samples, *, batch_targets: int, rng: np.random.Generator) -> Iterator[Windows]:
-    """Every sample once, in batches of about `batch_targets` targets whose rows have similar lengths."""
+def cut_into_updates(
+    samples: Samples, *, batch_targets: int, by_length: bool, rng: np.random.Generator
+) -> Iterator[Windows]:
+    """Every sample once, in random order, in batches of about `batch_targets` targets.
+
+    Args:
+        samples: To be cut.
+        batch_targets: Targets of one batch.
+        by_length: Rows of similar lengths meet in a batch, so that it pads least. It is for rows that learn at every
+            position: those have pasts of all lengths up to their own. Where a row is a single past, a batch of one
+            length teaches less than one of all lengths (`configs/README.md`, Caser).
+        rng: Fixes the order.
+    """
     order = rng.permutation(len(samples))
     targets_per_sample = samples.take(order[:4096]).num_targets.mean()
-    section = max(1, round(GROUPED_BATCHES * batch_targets / targets_per_sample))
+    section = max(1, round(CUT_AT_ONCE * batch_targets / targets_per_sample))
     for start in range(0, len(order), section):
         windows = samples.take(order[start : start + section])
-        windows = windows.take(np.argsort(windows.lengths, kind="stable"))
+        if by_length:
+            windows = windows.take(np.argsort(windows.lengths, kind="stable"))
         cuts = even_cuts(windows.num_targets, batch_targets)
         for cut in rng.permutation(len(cuts)):
             yield windows.take(np.arange(cuts[cut].start, cuts[cut].stop))
 
 
 def micro_batches(lengths: IntArray, tokens: int) -> Iterator[IntArray]:
-    """Indices of rows, shortest first, in parts whose padded size stays within `tokens` (one row always fits)."""
+    """Indices of rows, shortest first, in parts whose padded size stays within `tokens` (one row always fits).
+
+    Of all ways to cut the sorted rows where lengths change this is the cheapest: a part costs its padded size, and
+    `tokens / A_PART` besides, since to encode one takes a while however small it is.
+    """
     order = np.argsort(lengths, kind="stable")
-    start = 0
-    for stop in range(1, len(order) + 1):
-        is_end = stop == len(order)
-        if is_end or (stop + 1 - start) * lengths[order[stop]] > tokens:
-            yield order[start:stop]
-            start = stop
+    values, counts = np.unique(lengths, return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    least, begins = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
+    for last, length in enumerate(values, 1):
+        padded = (ends[last] - ends[:last]) * length
+        costs = least[:last] + padded + np.ceil(padded / tokens) * (tokens / A_PART)
+        begins[last] = costs.argmin()
+        least[last] = costs[begins[last]]
+    cuts = [len(values)]
+    while cuts[-1] > 0:
+        cuts.append(int(begins[cuts[-1]]))
+    for first, last in pairwise(reversed(cuts)):
+        rows, at_once = order[ends[first] : ends[last]], max(1, tokens // int(values[last - 1]))
+        yield from np.array_split(rows, -(-len(rows) // at_once))
 
 
 def collate(histories: Histories, windows: Windows) -> Batch:
