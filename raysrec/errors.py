@@ -1,7 +1,8 @@
 """Errors that speak for themselves, and how one is found again in what Ray wraps around it."""
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _RAYS_ADVICE = re.compile(r"\nFailed to .+ after \d+/\d+ attempts.*", re.DOTALL)
 """What Ray Data writes into the text of an error that a task or actor raised."""
@@ -30,6 +31,12 @@ def readable(error: BaseException) -> ReadableError | None:
     said = re.findall(rf"\b({'|'.join(kinds)}): (.+)", "\n".join(map(str, wrapped)))
     # A traceback ends with what was raised last.
     return kinds[said[-1][0]](said[-1][1]) if said else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, least_alike: float = 0.6) -> str:
+    """The part of a message that names the known name which is most alike; empty if none is alike enough (0 to 1)."""
+    near = difflib.get_close_matches(name, list(known), 1, least_alike)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def unwrapped(error: BaseException) -> Iterator[BaseException]:

@@ -4,7 +4,6 @@ Credentials come from the environment or from the files that the stores' own too
 `GOOGLE_APPLICATION_CREDENTIALS`); a URI that holds some is refused, because URIs are logged, saved and sent about.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
-from raysrec.errors import ReadableError
+from raysrec.errors import ReadableError, did_you_mean
 
 DEFAULTS = {"max_attempts": "8", "connect_timeout": "5", "request_timeout": "30"}
 """How often a request is made before it has failed, with waits between that double; seconds until a store that cannot
@@ -80,7 +79,8 @@ def parse(uri: str) -> Address:
     path, _, query = rest.partition("?")
     address = Address(scheme, path if scheme == "file" else path.strip("/"), query)
     if scheme not in OPTIONS:
-        raise PlaceError(f"{scheme}://… is not a known store{_nearest(scheme, OPTIONS)}; known: {', '.join(OPTIONS)}")
+        near = did_you_mean(scheme, OPTIONS, least_alike=0.5)
+        raise PlaceError(f"{scheme}://… is not a known store{near}; known: {', '.join(OPTIONS)}")
     if scheme != "file" and re.search("[@:]", path.partition("/")[0]):
         _refuse_credentials(scheme)
     for name in address.options:
@@ -89,7 +89,7 @@ def parse(uri: str) -> Address:
         if is_secret(name):
             _refuse_credentials(scheme)
         known = f"; known: {', '.join(OPTIONS[scheme]) or 'none'}"
-        raise PlaceError(f"{scheme}://{path}: {name} is not an option{_nearest(name, OPTIONS[scheme])}{known}")
+        raise PlaceError(f"{scheme}://{path}: {name} is not an option{did_you_mean(name, OPTIONS[scheme])}{known}")
     if scheme != "file" and not rest.partition("/")[0]:
         raise PlaceError(f"{uri}: names no bucket; write {scheme}://bucket/folder")
     return address
@@ -186,11 +186,6 @@ def _number(given: dict[str, str], name: str) -> float:
     if not re.fullmatch(r"[1-9]\d{0,5}", value):
         raise ValueError(f"{name}={value}: expected a whole number from 1 on")
     return float(value)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_credentials(scheme: str) -> NoReturn:

@@ -57,7 +57,7 @@ def test_every_mistake_has_a_line_of_its_own():
 
 def test_an_unknown_model_is_refused_with_the_names_of_all():
     names = ", ".join(MODELS)
-    assert refusal("model.name=mamba4") == f"model.name='mamba4' is no model; did you mean mamba4rec? known: {names}"
+    assert refusal("model.name=mamba4") == f"model.name='mamba4' is no model; did you mean mamba4rec?; known: {names}"
     assert refusal("model.name=qqq") == f"model.name='qqq' is no model; known: {names}"
 
 

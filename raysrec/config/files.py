@@ -1,6 +1,5 @@
 """YAML files and `key=value` as nested settings, of a configuration or a sweep, before they are checked."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import yaml
 from pyarrow import fs
 
 from raysrec.config.settings import nest, overlay
-from raysrec.errors import LastingError
+from raysrec.errors import LastingError, did_you_mean
 from raysrec.place import AnyPath, Place
 
 
@@ -73,10 +72,8 @@ def _read_yaml(path: Place, kind: Kind) -> dict[str, Any]:
     there = path.info().type
     if there == fs.FileType.NotFound:
         beside = [info.base_name for info in path.at(path.path.rpartition("/")[0] or ".").below(recursive=False)]
-        near = difflib.get_close_matches(path.name, [name for name in beside if name.endswith(".yaml")], 1)
-        raise ConfigError(
-            f"{kind.option} {path}: there is no such file" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        near = did_you_mean(path.name, [name for name in beside if name.endswith(".yaml")])
+        raise ConfigError(f"{kind.option} {path}: there is no such file{near}")
     if there == fs.FileType.Directory:
         raise ConfigError(f"{kind.option} {path}: is a folder; name a YAML file in it")
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pydantic_core import ErrorDetails
 
 from raysrec.config.keys import names_of_keys
+from raysrec.errors import did_you_mean
 from raysrec.models import MODELS
 
 _EXPECTED = {"string_type": "text; put it in quotes", "tuple_type": "a list, such as [1, 2]"}
@@ -29,10 +30,8 @@ def mistake(detail: ErrorDetails, at: Iterable[int | str]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(key, model)
     if kind == "union_tag_invalid":
-        names = list(MODELS)
-        near = difflib.get_close_matches(str(detail["ctx"]["tag"]), names, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"model.name={detail['ctx']['tag']!r} is no model; {hint}known: {', '.join(names)}"
+        name = str(detail["ctx"]["tag"])
+        return f"model.name={name!r} is no model{did_you_mean(name, MODELS)}; known: {', '.join(MODELS)}"
     if kind == "union_tag_not_found" or (kind == "missing" and key == "model"):
         return f"model.name is missing; one of {', '.join(MODELS)}"
     if kind in ("model_type", "model_attributes_type"):

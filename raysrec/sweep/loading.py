@@ -1,6 +1,5 @@
 """From a sweep's file, configurations and `key=value` to one Sweep whose every trial can be trained."""
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from raysrec.config.loading import validate
 from raysrec.config.mistakes import wrong_value
 from raysrec.config.run import RunConfig
 from raysrec.config.settings import nest, overlay
+from raysrec.errors import did_you_mean
 from raysrec.place import AnyPath, Place
 from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, SweepError
 from raysrec.sweep.proposals import refuse_missing_optuna
@@ -130,11 +130,9 @@ def _metric(file: Place, settings: SweepConfig, config: RunConfig) -> str:
     if metric.startswith("test/"):
         raise SweepError(f"{file}: metric={metric}: a test score never steers a search; write {metric[5:]}")
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, 1)
         raise SweepError(
-            f"{file}: metric={metric} is not reported with evaluate.ks={list(config.evaluate.ks)}; "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"one of {', '.join(known)}"
+            f"{file}: metric={metric} is not reported with evaluate.ks={list(config.evaluate.ks)}"
+            f"{did_you_mean(metric, known)}; known: {', '.join(known)}"
         )
     return metric
 
@@ -171,7 +169,5 @@ def _in_words(detail: ErrorDetails) -> str:
     """One mistake of a sweep's file."""
     key = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _KEYS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{key} is not a known key; {hint}known: {', '.join(_KEYS)}"
+        return f"{key} is not a known key{did_you_mean(key, _KEYS)}; known: {', '.join(_KEYS)}"
     return wrong_value(key, detail)

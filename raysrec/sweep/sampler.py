@@ -1,6 +1,5 @@
 """What values a parameter of a sweep may take, and how one is drawn."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -8,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import model_serializer, model_validator
 
+from raysrec.errors import did_you_mean
 from raysrec.schema import Section
 
 Kind = Literal["grid", "choice", "uniform", "log_uniform", "integer", "log_integer"]
@@ -40,12 +40,8 @@ class Sampler(Section):
             )
         ((kind, values),) = given.items()
         if kind not in KINDS:
-            near = difflib.get_close_matches(str(kind), KINDS, 1, cutoff=0.5)
-            raise ValueError(
-                f"{kind!r} is no way to draw a value; "
-                + (f"did you mean {near[0]}? " if near else "")
-                + f"known: {', '.join(KINDS)}"
-            )
+            near = did_you_mean(str(kind), KINDS)
+            raise ValueError(f"{kind!r} is no way to draw a value{near}; known: {', '.join(KINDS)}")
         if not isinstance(values, list | tuple):
             raise ValueError(f"{kind}: {values!r} is no list; write for example {kind}: [1, 2]")
         return {"kind": kind, "values": tuple(map(_number_if_it_looks_so, values))}

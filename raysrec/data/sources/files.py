@@ -3,7 +3,6 @@
 Nothing here knows what stands in a file.
 """
 
-import difflib
 import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from raysrec.errors import LastingError
+from raysrec.errors import LastingError, did_you_mean
 from raysrec.place import Place, PlaceError, store_in_words
 
 COMPRESSED = (".gz", ".zst")
@@ -130,8 +129,7 @@ def _similar_file(place: Place) -> str:
     """The end of a message about a file that is not there: the neighbour that may have been meant, if there is one."""
     folder, _, name = place.path.rpartition("/")
     beside = place.at(folder or ".").below(recursive=False)
-    near = difflib.get_close_matches(name, [info.base_name for info in beside], 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(name, [info.base_name for info in beside])
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Ids are text exactly as it stands in the source, times are whole seconds (or the
 source counts), and rows stay in the order of the source.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from raysrec.errors import did_you_mean
 
 ID = pa.dictionary(pa.int32(), pa.string())
 INTERACTIONS_SCHEMA = pa.schema({"user": ID, "item": ID, "time": pa.int64()})
@@ -128,9 +129,7 @@ def fault_of_columns(wanted: Iterable[str], present: Iterable[str]) -> str | Non
     missing = [name for name in wanted if name not in present]
     if not missing:
         return None
-    near = difflib.get_close_matches(missing[0], present, 1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no column {missing[0]}, only {', '.join(present)}{hint}"
+    return f"there is no column {missing[0]}, only {', '.join(present)}{did_you_mean(missing[0], present)}"
 
 
 def _one_dictionary(column: pa.ChunkedArray) -> pa.Array:
