@@ -3,7 +3,7 @@ import copy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.config.settings import differences, nest, overlay
+from raysrec.config.settings import differences, flat, nest, overlay
 
 keys = st.sampled_from("abc")
 values = st.integers(0, 9) | st.lists(st.integers(0, 9), max_size=2)
@@ -65,3 +65,12 @@ def test_differences_are_none_only_between_equals(a, b):
 def test_differences_name_the_full_key_and_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
     assert differences(old, new) == [("a.c", 2, 5), ("d", 3, None), ("e", None, 4)]
+
+
+def test_flat_settings_nest_again():
+    settings = {"model": {"name": "sasrec", "dim": 64}, "data": {"columns": {"user": "u"}, "ks": [1, 2]}}
+    assert flat(settings) == {"model.name": "sasrec", "model.dim": 64, "data.columns.user": "u", "data.ks": [1, 2]}
+    again = {}
+    for key, value in flat(settings).items():
+        again = overlay(again, nest(key, value))
+    assert again == settings

@@ -12,6 +12,14 @@ def nest(key: str, value: object) -> dict[str, Any]:
     return value
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key: `flat({"a": {"b": 1}})` is `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the settings of `above` laid over it, section by section; neither is changed."""
     merged = dict(below)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from raysrec.config.settings import flat
 from raysrec.pages import curves, words
 from raysrec.pages.html import Cell, Part, Table
 from raysrec.pages.runs import Run, Settings
@@ -113,11 +114,11 @@ def _engine(settings: Settings) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> list[Table]:
-    flat = [_flat(run.settings) for run in runs]
-    keys = [key for key in _keys(flat) if len({words.setting(one.get(key)) for one in flat}) > 1]
+    settings = [_flat(run) for run in runs]
+    keys = [key for key in _keys(settings) if len({words.setting(one.get(key)) for one in settings}) > 1]
     if not keys:
         return []
-    rows = [[Cell(key), *(Cell(words.setting(one.get(key))) for one in flat)] for key in keys]
+    rows = [[Cell(key), *(Cell(words.setting(one.get(key))) for one in settings)] for key in keys]
     caption = "Settings in which they differ" + (
         " (– is a setting that the model does not have)" if len(runs) > 1 else ""
     )
@@ -125,24 +126,16 @@ def _settings(runs: Sequence[Run]) -> list[Table]:
 
 
 def _common(runs: Sequence[Run]) -> Table:
-    flat = [_flat(run.settings) for run in runs]
-    keys = [key for key in _keys(flat) if len({words.setting(one.get(key)) for one in flat}) == 1]
-    rows = [[Cell(key), Cell(words.setting(flat[0].get(key)))] for key in keys]
+    settings = [_flat(run) for run in runs]
+    keys = [key for key in _keys(settings) if len({words.setting(one.get(key)) for one in settings}) == 1]
+    rows = [[Cell(key), Cell(words.setting(settings[0].get(key)))] for key in keys]
     caption = "Settings that they have in common" if len(runs) > 1 else "All its settings"
     return Table(caption, ["setting", "value"], rows)
 
 
-def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict):
-            found |= _flat(value, f"{key}.")
-        elif not key.startswith(LEFT_OUT):
-            found[key] = value
-    return found
+def _flat(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in flat(run.settings).items() if not key.startswith(LEFT_OUT)}
 
 
-def _keys(flat: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for one in flat for key in one))
+def _keys(settings: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for one in settings for key in one))

@@ -1,8 +1,7 @@
 """A run's settings as flat names and values, for TensorBoard's and MLflow's tables of runs."""
 
-from typing import Any
-
 from raysrec.config.run import RunConfig
+from raysrec.config.settings import flat
 
 SECTIONS = ("data", "model", "loss", "train", "engine", "scale", "evaluate")
 """Sections that decide what a run computes, and how fast."""
@@ -21,20 +20,9 @@ LEFT_OUT = (
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | int | float | str]:
     """Every setting by its dotted key; a list is text, and what is not set is left out."""
-    found: dict[str, bool | int | float | str] = {}
-    for section in SECTIONS:
-        found |= _flat(getattr(config, section).model_dump(mode="json"), f"{section}.")
-    return found
-
-
-def _flat(settings: dict[str, Any], prefix: str) -> dict[str, bool | int | float | str]:
-    found: dict[str, bool | int | float | str] = {}
-    for name, value in settings.items():
-        key = f"{prefix}{name}"
-        if key in LEFT_OUT or value is None or value == "":
-            continue
-        if isinstance(value, dict):
-            found |= _flat(value, f"{key}.")
-        else:
-            found[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found
+    settings = flat(config.model_dump(mode="json", include=set(SECTIONS)))
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in settings.items()
+        if value not in (None, "") and not key.startswith(LEFT_OUT)
+    }
