@@ -94,20 +94,20 @@ def test_rows_that_learn_at_every_position_meet_rows_of_similar_length():
 
 
 @pytest.mark.parametrize("supervision", ["last_position", "cloze"])
-def test_where_a_row_is_a_single_past_an_update_has_pasts_of_all_lengths(supervision):
+def test_where_a_row_is_a_single_past_an_update_has_short_ones_and_long_ones(supervision):
     lengths = np.random.default_rng(0).integers(4, 60, 400)
     config = TrainConfig(supervision=supervision)
     histories = histories_of(lengths)
     positions = SplitRule().positions(histories.offsets, histories.times)
     steps = training_batches(
-        histories, positions, config, max_length=64, batch_targets=500, rng=np.random.default_rng(3)
+        histories, positions, config, max_length=64, batch_targets=150, rng=np.random.default_rng(3)
     )
-    of_updates = [torch.cat([batch.history.lengths for batch in step]).double() for step in steps]
-    everywhere = torch.cat(of_updates)
-    means = torch.stack([of_update.mean() for of_update in of_updates])
-    # As of samples drawn at random: their means lie as close to each other as their number lets them.
-    expected = everywhere.std() / (len(everywhere) / len(of_updates)) ** 0.5
-    assert 0.6 * expected < means.std() < 1.5 * expected
+    of_updates = [torch.cat([batch.history.lengths for batch in step]) for step in steps]
+    middle = torch.cat(of_updates).median()
+    shares = torch.stack([(of_update <= middle).double().mean() for of_update in of_updates])
+    assert len(shares) > 8
+    assert shares.min() > 0.2
+    assert shares.max() < 0.8
 
 
 @pytest.mark.parametrize("targets", [[2, 11, 6], [1, 10, 5], [-1, 1, 6], [2, -1, -1]])

@@ -57,13 +57,18 @@ def test_pools_hold_all_row_groups_in_order_and_stay_within_the_limit(sizes, lim
     assert all(len(pool) == 1 or sum(sizes[index] for index in pool) <= limit for pool in found)
 
 
-@given(weights=st.lists(st.integers(1, 30), min_size=1, max_size=60), budget=st.integers(1, 100))
-def test_even_cuts_lose_nothing_and_stay_near_the_budget(weights, budget):
+@given(weights=st.lists(st.integers(1, 30), min_size=1, max_size=60), count=st.integers(1, 100))
+def test_even_cuts_lose_nothing_and_stay_near_their_share(weights, count):
     array = np.array(weights)
-    cuts = even_cuts(array, budget)
+    cuts = even_cuts(array, count)
+    assert len(cuts) <= count
     assert np.concatenate([np.arange(len(array))[cut] for cut in cuts]).tolist() == list(range(len(array)))
-    share = array.sum() / max(1, round(array.sum() / budget))
-    assert all(array[cut].sum() < share + array.max() for cut in cuts)
+    assert all(array[cut].sum() < array.sum() / count + array.max() for cut in cuts)
+
+
+@given(count=st.integers(1, 60), more=st.integers(0, 60))
+def test_there_are_as_many_even_cuts_as_asked_for_where_things_weigh_the_same(count, more):
+    assert len(even_cuts(np.ones(count + more, dtype=np.int64), count)) == count
 
 
 def test_even_cuts_of_nothing_are_none():

@@ -20,7 +20,13 @@ from raysrec.data.splits import Positions
 from raysrec.history import HIDDEN, Batch, History
 
 CUT_AT_ONCE = 64
-"""Batches of a stream that are cut at once: more pads less where they are sorted by length, fewer takes less memory."""
+"""Batches of a stream that are cut at once, out of rows that are sorted by length: more pads less, fewer takes less
+memory."""
+
+STRATA = {"every_position": 1, "last_position": 4, "cloze": 4}
+"""From how many strata of lengths a batch has rows, by supervision. A row that learns at every position has pasts of
+all lengths up to its own; where it is a single past, a batch of one length teaches less than one of several
+(`configs/README.md`, Caser)."""
 
 A_PART = 32
 """How many parts cost as much as a whole `micro_batch_tokens` of positions, however small they are."""
@@ -86,9 +92,8 @@ def training_batches(
     (seeds,) = rng.spawn(1)  # of what losses draw; it takes nothing from the order's own randomness
     if config.supervision == "cloze":
         batch_targets = max(1, round(batch_targets / share_of_targets(samples, config.cloze)))
-    by_length = config.supervision == "every_position"
-    updates = cut_into_updates(samples, batch_targets=batch_targets, by_length=by_length, rng=rng)
-    for step, windows in enumerate(updates):
+    strata = STRATA[config.supervision]
+    for step, windows in enumerate(stratified(samples, batch_targets=batch_targets, strata=strata, rng=rng)):
         hidden = draw_hidden(windows.lengths, config.cloze, rng) if config.supervision == "cloze" else None
         batches = []
         for part in micro_batches(windows.lengths, config.micro_batch_tokens):
@@ -105,17 +110,16 @@ def training_batches(
         yield batches
 
 
-def cut_into_updates(
-    samples: Samples, *, batch_targets: int, by_length: bool, rng: np.random.Generator
-) -> Iterator[Windows]:
-    """Every sample once, in random order, in batches of about `batch_targets` targets.
+def stratified(samples: Samples, *, batch_targets: int, strata: int, rng: np.random.Generator) -> Iterator[Windows]:
+    """Every sample once, in batches of about `batch_targets` targets with as many from each stratum.
+
+    Sorted by length, the rows are cut into strata of equally many targets. What a batch takes of a stratum is of
+    similar length, so that it pads little.
 
     Args:
         samples: To be cut.
         batch_targets: Targets of one batch.
-        by_length: Rows of similar lengths meet in a batch, so that it pads least. It is for rows that learn at every
-            position: those have pasts of all lengths up to their own. Where a row is a single past, a batch of one
-            length teaches less than one of all lengths (`configs/README.md`, Caser).
+        strata: With 1 a batch has rows of one length, with more it has short ones and long ones.
         rng: Fixes the order.
     """
     order = rng.permutation(len(samples))
@@ -123,11 +127,15 @@ def cut_into_updates(
     section = max(1, round(CUT_AT_ONCE * batch_targets / targets_per_sample))
     for start in range(0, len(order), section):
         windows = samples.take(order[start : start + section])
-        if by_length:
-            windows = windows.take(np.argsort(windows.lengths, kind="stable"))
-        cuts = even_cuts(windows.num_targets, batch_targets)
-        for cut in rng.permutation(len(cuts)):
-            yield windows.take(np.arange(cuts[cut].start, cuts[cut].stop))
+        windows = windows.take(np.argsort(windows.lengths, kind="stable"))
+        targets = windows.num_targets
+        count = max(1, round(targets.sum() / batch_targets))
+        batches: list[list[IntArray]] = [[] for _ in range(count)]
+        for stratum in even_cuts(targets, strata):
+            pieces = [stratum.start + np.arange(cut.start, cut.stop) for cut in even_cuts(targets[stratum], count)]
+            for batch, piece in zip(batches, rng.permutation(len(pieces)), strict=False):
+                batch.append(pieces[piece])
+        yield from (windows.take(np.concatenate(batch)) for batch in batches if batch)
 
 
 def micro_batches(lengths: IntArray, tokens: int) -> Iterator[IntArray]:

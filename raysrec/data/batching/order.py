@@ -67,15 +67,14 @@ def pools(sizes: Sequence[int], limit: int) -> list[range]:
     return [range(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(sizes)], strict=True) if start < stop]
 
 
-def even_cuts(weights: np.ndarray, budget: int) -> list[slice]:
-    """Cut a row of weighted things into consecutive parts of nearly equal weight, each near the budget.
+def even_cuts(weights: np.ndarray, count: int) -> list[slice]:
+    """Cut a row of weighted things into `count` consecutive parts of nearly equal weight, or fewer if some are heavy.
 
     A part goes over its share by at most part of one thing, and no part is a small remainder.
     """
     total = int(weights.sum())
     if total == 0:
         return []
-    count = max(1, round(total / budget))
     before = np.cumsum(weights) - weights
     part = before * count // total
     starts = np.flatnonzero(np.diff(part, prepend=-1))
