@@ -1,5 +1,5 @@
+import sys
 from argparse import Namespace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,11 @@ import torch
 from raysrec.history import HIDDEN
 from raysrec.models import MODELS
 
-TOOL = Path(__file__).parent.parent / "tools" / "bench_models.py"
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import bench_gpu
+import bench_models as bench
+import model_steps
+
 GIVEN = Namespace(
     device="cpu",
     items=40,
@@ -23,15 +27,8 @@ GIVEN = Namespace(
 )
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = spec_from_file_location("bench_models", TOOL)
-    spec.loader.exec_module(module := module_from_spec(spec))
-    return module
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_can_be_measured(bench, name):
+def test_every_model_can_be_measured(name):
     found = bench.measure(name, 8, GIVEN)
     model, _ = bench._made(bench.config_of(name, 8), 8, GIVEN)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
@@ -46,11 +43,11 @@ def test_every_model_can_be_measured(bench, name):
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.reads_items])
-def test_every_model_that_reads_items_has_a_cost_per_item(bench, name):
+def test_every_model_that_reads_items_has_a_cost_per_item(name):
     assert bench.measure(name, 8, Namespace(**{**vars(GIVEN), "batch": None, "lifelong": True}))["us_per_item"] > 0
 
 
-def test_an_epoch_has_as_many_targets_however_they_are_learned(bench, monkeypatch):
+def test_an_epoch_has_as_many_targets_however_they_are_learned(monkeypatch):
     monkeypatch.setattr(bench, "_seconds", lambda call, given: 1.0)
     causal = next(name for name in MODELS if bench._made(bench.config_of(name, 8), 8, GIVEN)[0].causal)
     assert bench.measure(causal, 8, GIVEN)["epoch_s"] == pytest.approx(1_000 / (3 * 8))
@@ -58,10 +55,10 @@ def test_an_epoch_has_as_many_targets_however_they_are_learned(bench, monkeypatc
     assert bench.measure(causal, 8, prefixes)["epoch_s"] == pytest.approx(1_000 / 3)
 
 
-def test_what_fills_gaps_learns_from_what_training_hides_of_it(bench, monkeypatch):
+def test_what_fills_gaps_learns_from_what_training_hides_of_it(monkeypatch):
     many = Namespace(**{**vars(GIVEN), "batch": 200})
     model, history = bench._made(bench.config_of("bert4rec", 500), 500, many)
-    batch = bench._batch(history, bench._supervision(model, many))
+    batch = model_steps.with_targets(history, bench._supervision(model, many))
     hidden = batch.history.items == HIDDEN
     assert torch.equal(batch.targets, history.items * hidden)
     only_last = hidden.sum(1) == 1
@@ -72,7 +69,7 @@ def test_what_fills_gaps_learns_from_what_training_hides_of_it(bench, monkeypatc
     assert bench.measure("bert4rec", 500, GIVEN)["epoch_s"] == pytest.approx(1_000 / (3 * (0.5 + 0.5 * 100)))
 
 
-def test_flops_see_products_and_the_other_count_sees_the_rest(bench):
+def test_flops_see_products_and_the_other_count_sees_the_rest():
     from torch.utils.flop_counter import FlopCounterMode
 
     a, b = torch.ones(3, 4), torch.ones(4, 5)
@@ -82,13 +79,13 @@ def test_flops_see_products_and_the_other_count_sees_the_rest(bench):
     assert other.total == 15 + 7 + 1  # exp, addition, sum; neither the product nor views
 
 
-def test_settings_stand_after_the_name(bench):
+def test_settings_stand_after_the_name():
     name = next(iter(MODELS))
     assert bench.config_of(f"{name}:dim=32,dropout=0.5", 8) == MODELS[name].Config(dim=32, dropout=0.5, max_length=8)
 
 
 @pytest.mark.slow
-def test_the_table_is_markdown_of_one_process_per_length(bench, monkeypatch, capsys):
+def test_the_table_is_markdown_of_one_process_per_length(monkeypatch, capsys):
     name = next(name for name, model in MODELS.items() if model.reads_items)
     small = ["--device", "cpu", "--positions", "40", "--items", "30", "--seconds", "0", "--models", name]
     monkeypatch.setattr("sys.argv", ["bench_models", *small, "--lifelong", "--lengths", "10", "20"])
@@ -109,8 +106,17 @@ def test_the_table_is_markdown_of_one_process_per_length(bench, monkeypatch, cap
         (["--models", f"{next(iter(MODELS))}:width=3"], "width"),
     ],
 )
-def test_mistakes_are_told_in_words(bench, monkeypatch, capsys, options, complaint):
+def test_mistakes_are_told_in_words(monkeypatch, capsys, options, complaint):
     monkeypatch.setattr("sys.argv", ["bench_models", "--device", "cpu", *options])
     with pytest.raises(SystemExit):
         bench.main()
     assert complaint in capsys.readouterr().err
+
+
+def test_every_model_that_learns_has_a_row_of_what_a_gpu_could_do(monkeypatch, capsys):
+    small = ["--device", "cpu", "--small", "--lengths", "8", "--positions", "16", "--items", "30", "--seconds", "0"]
+    monkeypatch.setattr("sys.argv", ["bench_gpu", *small])
+    assert bench_gpu.main() == 0
+    rows = capsys.readouterr().out.splitlines()[5:]
+    assert [row.split()[0] for row in rows] == [name for name in MODELS if name != "popularity"]  # it only counts
+    assert all(row.split()[1:3] == ["8", "torch"] and row.endswith("%") for row in rows)

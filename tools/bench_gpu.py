@@ -5,8 +5,9 @@
     python tools/bench_gpu.py --device cpu --small     # to see it run on a machine without a GPU
 
 One row per model, length and path: the CUDA libraries where they are installed, and torch alone. A step is encoding,
-the exact softmax over the catalogue, the gradients and Adam; every position is a target. It needs torch and this
-package's models and losses, neither Ray nor DeepSpeed.
+the exact softmax over the catalogue, the gradients and Adam, for the targets of the cheapest supervision that the model
+can learn by (as `bench_models.py` has it). It needs torch and this package's models and losses, neither Ray nor
+DeepSpeed. What has nothing to learn has no row.
 
 The ceilings are measured in the same run: a large matrix product in the same precision, and a large copy (bytes read
 plus bytes written). Two shares are printed, and the larger one says what holds the step back; if both are small, it
@@ -19,22 +20,29 @@ is the launching of many small operators:
 
 import argparse
 import contextlib
-import resource
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
+from model_steps import (
+    cheapest_supervision,
+    fresh_model,
+    full_histories,
+    learns,
+    peak_bytes,
+    seconds_per_call,
+    targets_of_a_step,
+    training_step,
+    with_targets,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysrec.history import History
-from raysrec.losses import softmax_loss
-from raysrec.models import MODELS, build_model
+from raysrec.models import MODELS, ModelConfig
 from raysrec.ops import kernels, selective_scan, short_conv
 
 WITH_LIBRARY = (selective_scan, short_conv)
@@ -45,6 +53,8 @@ WITH_LIBRARY = (selective_scan, short_conv)
 class Measured:
     """One row of the table, but for the names."""
 
+    targets: float
+    """Of a step."""
     seconds: float
     flops: int
     moved_bytes: int
@@ -68,9 +78,7 @@ def main() -> int:
     for name in given.models:
         for length in given.lengths:
             for path, row in paths(name, length, given):
-                cells = (
-                    ["out of memory", "", "", "", ""] if row is None else _cells(row, given, flops_per_s, bytes_per_s)
-                )
+                cells = ["out of memory", "", "", "", ""] if row is None else _cells(row, flops_per_s, bytes_per_s)
                 print(line.format(name, length, path, *cells), flush=True)
     return 0
 
@@ -85,14 +93,19 @@ def paths(name: str, length: int, given: argparse.Namespace) -> Iterator[tuple[s
     if given.device == "cuda" and any(module._cuda_kernel() for module in WITH_LIBRARY):
         fast = measure(name, length, given)
         if fast is not None and alone is not None:
-            fast = Measured(fast.seconds, alone.flops, fast.moved_bytes, fast.peak_bytes)
+            fast = replace(fast, flops=alone.flops)
         yield "libraries", fast
 
 
 def measure(name: str, length: int, given: argparse.Namespace) -> Measured | None:
-    """Time, memory and work of a training step, or None if it does not fit the GPU."""
+    """Time, memory and work of a training step on one batch of full histories, or None if it does not fit the GPU."""
     try:
-        step = make_step(name, length, given)
+        torch.manual_seed(0)
+        model = fresh_model(_config(name, length), items=given.items, device=given.device)
+        supervision = cheapest_supervision(model)
+        rows = max(1, given.positions // length)
+        batch = with_targets(full_histories(rows, length, items=given.items, device=given.device), supervision)
+        step = training_step(model, batch, supervision, precision=given.precision)
         step()  # allocations, and the libraries' own choices
         with FlopCounterMode(display=False) as flops:
             step()
@@ -100,34 +113,15 @@ def measure(name: str, length: int, given: argparse.Namespace) -> Measured | Non
             step()
         if given.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = seconds_per_call(step, given)
-        return Measured(seconds, flops.get_total_flops(), moved.total, peak_bytes(given.device))
+        seconds = _seconds(step, given)
+        targets = targets_of_a_step(batch, supervision)
+        return Measured(targets, seconds, flops.get_total_flops(), moved.total, peak_bytes(given.device))
     except torch.cuda.OutOfMemoryError:
         return None
 
 
-def make_step(name: str, length: int, given: argparse.Namespace) -> Callable[[], None]:
-    """A training step of a fresh model on one batch of full histories."""
-    torch.manual_seed(0)
-    config = MODELS[name].Config.model_validate({"name": name, "max_length": length})
-    model = build_model(config, given.items).to(given.device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    rows = max(1, given.positions // length)
-    items = torch.randint(1, given.items + 1, (rows, length + 1), device=given.device)
-    lengths = torch.full((rows,), length, device=given.device)
-    history = History(items[:, :-1].contiguous(), torch.zeros_like(items[:, 1:]), lengths)
-    targets = items[:, 1:].flatten()
-    dtype = getattr(torch, given.precision)
-
-    def step() -> None:
-        with torch.autocast(given.device, dtype=dtype, enabled=dtype != torch.float32):
-            states = model.encode(history).flatten(0, 1)
-            loss = softmax_loss(states, model.item_vectors(), targets, model.item_bias())
-        (loss / len(targets)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _config(name: str, length: int) -> ModelConfig:
+    return MODELS[name].Config.model_validate({"name": name, "max_length": length})
 
 
 def product_flops_per_s(given: argparse.Namespace) -> float:
@@ -135,34 +129,18 @@ def product_flops_per_s(given: argparse.Namespace) -> float:
     size = 1024 if given.small else 8192
     a = torch.randn(size, size, device=given.device, dtype=getattr(torch, given.precision))
     product = torch.empty_like(a)
-    return 2 * size**3 / seconds_per_call(lambda: torch.mm(a, a, out=product), given)
+    return 2 * size**3 / _seconds(lambda: torch.mm(a, a, out=product), given)
 
 
 def copy_bytes_per_s(given: argparse.Namespace) -> float:
     """Bytes read and written per second by a copy that no cache holds."""
     source = torch.zeros(2**26 if given.small else 2**29, device=given.device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / seconds_per_call(lambda: target.copy_(source), given)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), given)
 
 
-def seconds_per_call(call: Callable[[], Any], given: argparse.Namespace) -> float:
-    """The fastest of calls that go on for `--seconds`, at least three."""
-    call()
-    taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < given.seconds:
-        _wait_for_device(given.device)
-        started_at = time.perf_counter()
-        call()
-        _wait_for_device(given.device)
-        taken.append(time.perf_counter() - started_at)
-    return min(taken)
-
-
-def peak_bytes(device: str) -> int:
-    """The most that tensors took on the GPU since it was reset; on a CPU, that this process ever took."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _seconds(call: Callable[[], Any], given: argparse.Namespace) -> float:
+    return seconds_per_call(call, device=given.device, seconds=given.seconds, least=3)
 
 
 class _MovedBytes(TorchDispatchMode):
@@ -179,9 +157,9 @@ class _MovedBytes(TorchDispatchMode):
         return result
 
 
-def _cells(row: Measured, given: argparse.Namespace, flops_per_s: float, bytes_per_s: float) -> list[str]:
+def _cells(row: Measured, flops_per_s: float, bytes_per_s: float) -> list[str]:
     return [
-        f"{given.positions / row.seconds:,.0f}",
+        f"{row.targets / row.seconds:,.0f}",
         f"{1e3 * row.seconds:,.1f}",
         f"{row.peak_bytes / 2**20:,.0f}",
         f"{row.flops / row.seconds / flops_per_s:.1%}",
@@ -189,14 +167,10 @@ def _cells(row: Measured, given: argparse.Namespace, flops_per_s: float, bytes_p
     ]
 
 
-def _wait_for_device(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    learning = [name for name in MODELS if learns(fresh_model(_config(name, 1), items=1, device="cpu"))]
+    parser.add_argument("--models", nargs="+", choices=learning, default=learning, help="default: all")
     parser.add_argument("--lengths", nargs="+", type=int, default=[200, 2_000], help="default: 200 2000")
     parser.add_argument("--items", type=int, default=16_086, help="items in the catalogue (default: Netflix's)")
     parser.add_argument("--positions", type=int, help="positions in a step (default: 256,000, with --small 4,000)")

@@ -31,30 +31,33 @@ On a CPU with one thread times are CPU seconds, which other work on the machine 
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
+from model_steps import (
+    autocast,
+    cheapest_supervision,
+    fresh_model,
+    full_histories,
+    learns,
+    peak_bytes,
+    seconds_per_call,
+    targets_of_a_step,
+    training_step,
+    with_targets,
+)
 from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from raysrec.config import ClozeConfig, LossConfig
-from raysrec.data.batching.cloze import draw_hidden, expected_targets
-from raysrec.history import HIDDEN, Batch, History
-from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
-from raysrec.objective import Objective
+from raysrec.history import History
+from raysrec.models import MODELS, ModelConfig, SequenceModel
 from raysrec.ranking import rank_of_target
-
-NUM_USERS = 6_040
-"""Users that a model with user vectors has one for: those of ML-1M."""
 
 Measured = dict[str, Any]
 
@@ -87,26 +90,26 @@ def measure(model: str, length: int, given: argparse.Namespace) -> Measured:
     # The libraries load what they load once, for a model that takes next to nothing itself.
     tiny = argparse.Namespace(**{**vars(given), "items": 50, "batch": 2})
     tiny_model, tiny_history = _made(config_of(model, 8), 8, tiny)
-    if _learns(tiny_model):
+    if learns(tiny_model):
         supervision = _supervision(tiny_model, tiny)
-        _training(tiny_model, _batch(tiny_history, supervision), supervision, tiny)()
+        training_step(tiny_model, with_targets(tiny_history, supervision), supervision, precision=given.precision)()
     _ranking(tiny_model, tiny_history, tiny)()
     return _costs(config, length, given)
 
 
 def _costs(config: ModelConfig, length: int, given: argparse.Namespace) -> Measured:
-    before = _peak_bytes(given.device)
+    before = peak_bytes(given.device)
     model, history = _made(config, length, given)
     rows = len(history.items)
     found: Measured = {"parameters": sum(p.numel() for p in model.parameters())}
     found["supervision"] = supervision = _supervision(model, given)
-    if _learns(model):
-        batch = _batch(history, supervision)
-        seconds = _seconds(_training(model, batch, supervision, given), given)
-        found["epoch_s"] = seconds * given.targets / _targets_of_a_step(batch, supervision)
-        found["peak_bytes"] = _peak_bytes(given.device) - before
+    if learns(model):
+        batch = with_targets(history, supervision)
+        seconds = _seconds(training_step(model, batch, supervision, precision=given.precision), given)
+        found["epoch_s"] = seconds * given.targets / targets_of_a_step(batch, supervision)
+        found["peak_bytes"] = peak_bytes(given.device) - before
     found["inference_s"] = _seconds(_ranking(model, history, given), given) / rows
-    one = History(history.items[:1], history.times[:1], history.lengths[:1], _users(1, given))
+    one = full_histories(1, length, items=given.items, device=given.device)
     with FlopCounterMode(display=False) as flops, _OtherValues() as other, torch.no_grad():
         model.read(one)
     return found | {"flops": flops.get_total_flops(), "other_values": other.total}
@@ -121,66 +124,14 @@ def config_of(model: str, length: int) -> ModelConfig:
 
 def _made(config: ModelConfig, length: int, given: argparse.Namespace) -> tuple[SequenceModel, History]:
     """A fresh model and a batch of full histories."""
-    model = build_model(config, given.items, NUM_USERS)
-    model.set_item_counts(torch.arange(given.items + 1))
     rows = given.batch or max(1, given.positions // length)
-    items = torch.randint(1, given.items + 1, (rows, length), device=given.device)
-    times = torch.arange(1, length + 1, device=given.device).repeat(rows, 1)
-    lengths = torch.full((rows,), length, device=given.device)
-    return model.to(given.device), History(items, times, lengths, _users(rows, given))
-
-
-def _users(rows: int, given: argparse.Namespace) -> torch.Tensor:
-    return 1 + torch.arange(rows, device=given.device) % NUM_USERS
-
-
-def _learns(model: SequenceModel) -> bool:
-    """Has it anything to learn?"""
-    return any(parameter.requires_grad for parameter in model.parameters())
+    model = fresh_model(config, items=given.items, device=given.device)
+    return model, full_histories(rows, length, items=given.items, device=given.device)
 
 
 def _supervision(model: SequenceModel, given: argparse.Namespace) -> str:
-    """How it learns: the cheapest way per target that it can, if it may."""
-    if given.supervision != "native":
-        return str(given.supervision)
-    return "every_position" if model.causal else "cloze" if model.fills_gaps else "last_position"
-
-
-def _batch(history: History, supervision: str) -> Batch:
-    """The history with a target at every position, at the last one, or wherever an item is hidden."""
-    items = history.items
-    learned = torch.ones_like(items, dtype=torch.bool)
-    if supervision == "last_position":
-        learned[:, :-1] = False
-    elif supervision == "cloze":
-        hidden = draw_hidden(history.lengths.cpu().numpy(), ClozeConfig(), np.random.default_rng(0))
-        learned = torch.from_numpy(hidden).to(items.device)
-        history = replace(history, items=items.masked_fill(learned, HIDDEN))
-    return Batch(history, items * learned)
-
-
-def _targets_of_a_step(batch: Batch, supervision: str) -> float:
-    """How many targets such a batch has, on average over what may be hidden."""
-    if supervision != "cloze":
-        return batch.num_targets()
-    return float(expected_targets(batch.history.lengths.cpu().numpy(), ClozeConfig()).sum())
-
-
-def _training(model: SequenceModel, batch: Batch, supervision: str, given: argparse.Namespace) -> Callable[[], None]:
-    """One step of learning what the batch has as targets."""
-    optimizer = torch.optim.Adam(model.parameters())
-    objective = Objective(model, LossConfig(name="softmax"), reads_last=supervision == "last_position")
-    num_targets = batch.num_targets()
-
-    def step() -> None:
-        model.train()
-        with _precision(given):
-            loss = objective(batch) / num_targets
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    """How it learns: as is asked, or by default the cheapest way."""
+    return cheapest_supervision(model) if given.supervision == "native" else str(given.supervision)
 
 
 def _ranking(model: SequenceModel, history: History, given: argparse.Namespace) -> Callable[[], None]:
@@ -190,7 +141,7 @@ def _ranking(model: SequenceModel, history: History, given: argparse.Namespace) 
     @torch.inference_mode()
     def rank() -> None:
         model.eval()
-        with _precision(given):
+        with autocast(given.device, given.precision):
             states = model.read(history)
         rank_of_target(states.float(), model.item_vectors(), targets, bias=model.item_bias())
 
@@ -202,7 +153,7 @@ def _encoding(model: SequenceModel, history: History, given: argparse.Namespace)
 
     def encode() -> None:
         model.train()
-        with _precision(given):
+        with autocast(given.device, given.precision):
             states = model.encode(history)
         states.backward(torch.ones_like(states))
         model.zero_grad()
@@ -210,34 +161,9 @@ def _encoding(model: SequenceModel, history: History, given: argparse.Namespace)
     return encode
 
 
-def _precision(given: argparse.Namespace) -> Any:
-    dtype = getattr(torch, given.precision)
-    return torch.autocast(given.device, dtype=dtype, enabled=dtype != torch.float32)
-
-
 def _seconds(call: Callable[[], None], given: argparse.Namespace) -> float:
-    """The fastest of the calls that `--seconds` leave time for, after a first; at least two."""
     clock = time.process_time if given.device == "cpu" and given.threads == 1 else time.perf_counter
-    call()
-    taken: list[float] = []
-    while len(taken) < 2 or sum(taken) < given.seconds:
-        _wait_for(given.device)
-        started_at = clock()
-        call()
-        _wait_for(given.device)
-        taken.append(clock() - started_at)
-    return min(taken)
-
-
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return seconds_per_call(call, device=given.device, seconds=given.seconds, least=2, clock=clock)
 
 
 class _OtherValues(TorchDispatchMode):
