@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from raysrec.config import TrainConfig
-from raysrec.data.batching.batches import A_PART, collate, held_out_batches, micro_batches, training_batches
-from raysrec.data.batching.windows import Windows
+from raysrec.data.batching.batches import (
+    A_PART,
+    collate,
+    held_out_batches,
+    micro_batches,
+    stratified,
+    training_batches,
+)
+from raysrec.data.batching.windows import Windows, training_samples
 from raysrec.data.histories import Histories
 from raysrec.data.splits import SplitRule
 
@@ -108,6 +115,27 @@ def test_where_a_row_is_a_single_past_an_update_has_short_ones_and_long_ones(sup
     assert len(shares) > 8
     assert shares.min() > 0.2
     assert shares.max() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("supervision", "lengths", "batch_targets", "off_by"),
+    [
+        ("last_position", (4, 60), 2, 1),  # a batch has fewer rows than there are strata
+        ("last_position", (4, 60), 7, 3),  # of each stratum one row or two
+        ("every_position", (150, 250), 200, 250),  # a row has nearly as many targets as a batch, or more
+        ("every_position", (4, 60), 150, 120),
+    ],
+)
+def test_batches_are_as_many_and_as_large_as_asked(supervision, lengths, batch_targets, off_by):
+    histories = histories_of(np.random.default_rng(0).integers(*lengths, 200))
+    config = TrainConfig(supervision=supervision, prefixes_per_user=5)
+    positions = SplitRule().positions(histories.offsets, histories.times)
+    samples = training_samples(positions, config, max_length=256, rng=np.random.default_rng(3))
+    batches = list(stratified(samples, batch_targets=batch_targets, strata=4, rng=np.random.default_rng(3)))
+    sizes = np.array([batch.num_targets.sum() for batch in batches])
+    assert len(sizes) == pytest.approx(sizes.sum() / batch_targets, rel=0.1)
+    assert np.abs(sizes - batch_targets).max() <= off_by
+    assert len(np.unique(np.concatenate([batch.rows for batch in batches]))) == 200
 
 
 @pytest.mark.parametrize("targets", [[2, 11, 6], [1, 10, 5], [-1, 1, 6], [2, -1, -1]])

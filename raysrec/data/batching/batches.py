@@ -119,7 +119,8 @@ def stratified(samples: Samples, *, batch_targets: int, strata: int, rng: np.ran
     Args:
         samples: To be cut.
         batch_targets: Targets of one batch.
-        strata: With 1 a batch has rows of one length, with more it has short ones and long ones.
+        strata: With 1 a batch has rows of one length, with more it has short ones and long ones. Where batches have so
+            few rows that some would get none of a stratum, there are fewer strata.
         rng: Fixes the order.
     """
     order = rng.permutation(len(samples))
@@ -129,13 +130,22 @@ def stratified(samples: Samples, *, batch_targets: int, strata: int, rng: np.ran
         windows = samples.take(order[start : start + section])
         windows = windows.take(np.argsort(windows.lengths, kind="stable"))
         targets = windows.num_targets
-        count = max(1, round(targets.sum() / batch_targets))
-        batches: list[list[IntArray]] = [[] for _ in range(count)]
-        for stratum in even_cuts(targets, strata):
-            pieces = [stratum.start + np.arange(cut.start, cut.stop) for cut in even_cuts(targets[stratum], count)]
-            for batch, piece in zip(batches, rng.permutation(len(pieces)), strict=False):
-                batch.append(pieces[piece])
-        yield from (windows.take(np.concatenate(batch)) for batch in batches if batch)
+        pieces = _pieces(targets, strata=strata, count=max(1, round(targets.sum() / batch_targets)))
+        shuffled = ([of_stratum[piece] for piece in rng.permutation(len(of_stratum))] for of_stratum in pieces)
+        for batch in zip(*shuffled, strict=True):
+            yield windows.take(np.concatenate(batch))
+
+
+def _pieces(targets: IntArray, *, strata: int, count: int) -> list[list[IntArray]]:
+    """Indices of rows that have so many targets, by stratum and by batch: every stratum has a piece for each batch."""
+    for fewer in range(strata, 0, -1):
+        cut = [
+            [stratum.start + np.arange(piece.start, piece.stop) for piece in even_cuts(targets[stratum], count)]
+            for stratum in even_cuts(targets, fewer)
+        ]
+        if all(len(of_stratum) == count for of_stratum in cut):
+            break
+    return cut  # of a single stratum there may be fewer pieces, where rows have more targets than a batch
 
 
 def micro_batches(lengths: IntArray, tokens: int) -> Iterator[IntArray]:
