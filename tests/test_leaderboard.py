@@ -25,8 +25,8 @@ def job(arguments, data, model, seed=0):
     return leaderboard.Job(leaderboard.Board.of(arguments), data, model, seed)
 
 
-def finished(root, name, ndcg, seconds=100.0):
-    score = {"mean": ndcg, "low": ndcg - 0.01, "high": ndcg + 0.01}
+def finished(root, name, ndcg, seconds=100.0, exclude_seen=False):
+    score = {"mean": ndcg, "low": max(0.0, ndcg - 0.01), "high": ndcg + 0.01}
     scores = {
         "model": dict.fromkeys(leaderboard.METRICS, score),
         "popularity": dict.fromkeys(leaderboard.METRICS, score),
@@ -36,7 +36,12 @@ def finished(root, name, ndcg, seconds=100.0):
     data, model = name.removesuffix(name[name.index("-seed") :]).rsplit("-", 1)
     arguments = parse("--root", root, "--data", data)
     leaderboard.RunDirectory(root / name).start(job(arguments, data, model, int(name[-1])).config(), "f")
-    (root / name / "metrics.json").write_text(json.dumps({"training": training, "splits": {"test": scores}}))
+    record = {
+        "training": training,
+        "splits": {"test": scores},
+        "evaluate": {"exclude_seen": exclude_seen, "ks": [5, 10, 20]},
+    }
+    (root / name / "metrics.json").write_text(json.dumps(record))
 
 
 def test_every_model_and_data_set_of_the_default_board_has_a_config():
@@ -161,6 +166,22 @@ def test_a_run_with_other_settings_is_not_taken_for_the_one_that_is_asked_for(tm
     asked = parse("train.epochs=3", "--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "--table-only")
     with pytest.raises(leaderboard.RunError, match=r"train\.epochs was 36 and is now 3; take another --root"):
         leaderboard.main(asked)
+
+
+def test_a_run_that_was_ranked_by_another_rule_is_not_averaged_with_the_others(tmp_path):
+    finished(tmp_path, "ml-1m-recgrela-seed0", 0.17)
+    finished(tmp_path, "ml-1m-recgrela-seed1", 0.21, exclude_seen=True)
+    asked = parse("--root", tmp_path, "--data", "ml-1m", "--models", "recgrela", "--table-only")
+    with pytest.raises(
+        leaderboard.RunError,
+        match=r"seed1 was ranked with evaluate.exclude_seen=true, .*raysrec.evaluate .*seed1 'evaluate.exclude_seen=f",
+    ):
+        leaderboard.main(asked)
+
+
+def test_the_interval_of_a_score_near_zero_stays_where_scores_are(tmp_path):
+    finished(tmp_path, "ml-1m-recgrela-seed0", 0.004)
+    assert "0.0040 [0.0000, 0.0140]" in leaderboard.table(parse("--root", tmp_path, "--data", "ml-1m"), "ml-1m")
 
 
 def test_a_run_that_fails_is_named_and_the_board_fails(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ model comes before any second one.
 """
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -69,13 +70,22 @@ class Job:
         return RunDirectory(Place.of(self.board.root) / self.name)
 
     def refuse_other_settings(self) -> None:
-        """See that what stands in the run's folder is a run of this job.
+        """See that what stands in the run's folder is a run of this job, and ranked as this job would be.
 
         Raises:
-            RunError: It has other settings.
+            RunError: It has other settings, or was ranked again with others.
         """
         if changes := self.run.other_settings(self.config()):
             raise RunError(f"{self.run.path} has other settings: {changes}; take another --root, or remove it")
+        asked = self.config().evaluate.model_dump(mode="json")
+        ranked = (self.run.metrics() or {}).get("evaluate", asked)
+        for key in ("exclude_seen", "ks"):  # the others change no score
+            if ranked[key] != asked[key]:
+                raise RunError(
+                    f"{self.run.path} was ranked with evaluate.{key}={json.dumps(ranked[key])}, which is not how the "
+                    f"others are: python -m raysrec.evaluate {self.run.path} "
+                    f"'evaluate.{key}={json.dumps(asked[key])}' ranks it again"
+                )
 
     def files(self) -> list[Path]:
         """The configuration, layer over layer."""
@@ -168,8 +178,8 @@ class Row:
     model: str
     scores: Mapping[str, float]
     """By metric, means over seeds."""
-    half_intervals: Mapping[str, float] = field(default_factory=dict)
-    """By metric, half of the 95 % interval of one seed: users are the same for all, so seeds do not shorten it."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By metric, the 95 % interval of one seed around it: users are the same for all, so seeds do not shorten it."""
     learned_from: str = ""
     seeds: str = ""
     spread: str = ""
@@ -182,8 +192,7 @@ class Row:
         return [self.model, self.learned_from, self.seeds, *scores, self.spread, self.seconds, self.published]
 
     def _interval(self, metric: str) -> str:
-        half = self.half_intervals.get(metric)
-        return "" if half is None else f"[{self.scores[metric] - half:.4f}, {self.scores[metric] + half:.4f}]"
+        return "[{:.4f}, {:.4f}]".format(*self.intervals[metric]) if metric in self.intervals else ""
 
 
 def table(arguments: argparse.Namespace, data: str) -> str:
@@ -217,8 +226,8 @@ def _row(model: str, config: RunConfig, records: Sequence[Mapping[str, Any]]) ->
     return Row(
         model,
         scores={name: statistics.mean(score[name]["mean"] for score in scores) for name in METRICS},
-        half_intervals={
-            name: statistics.mean((score[name]["high"] - score[name]["low"]) / 2 for score in scores)
+        intervals={
+            name: tuple(statistics.mean(score[name][end] for score in scores) for end in ("low", "high"))
             for name in METRICS
         },
         learned_from=f"{config.train.supervision}{drawn}, {training[0]['loss']}",
