@@ -5,6 +5,7 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 """
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,6 @@ from raysrec.cluster.nodes import wait_for_nodes
 from raysrec.cluster.placement import scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
-from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
 from raysrec.data.preparing.fingerprint import prepared_folder
@@ -49,34 +49,45 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
     return metrics
 
 
-def rank(run: RunDirectory, data: PreparedData, config: RunConfig, state: TrainingState) -> None:
-    """Rank the held-out items by the best weights and write the scores, the last that a run needs to be finished."""
-    trained = run.config()  # `config` may ask for another number of workers to rank with
-    splits = evaluate(run, data, config)
+def rank(run: RunDirectory, data: PreparedData, config: RunConfig, training: Mapping[str, Any]) -> None:
+    """Rank the held-out items by the best weights and write the scores, the last that a run needs to be finished.
+
+    Args:
+        run: Which.
+        data: Its own.
+        config: Its own, but for how and on what it is ranked.
+        training: How it ended, as `training_summary` has it.
+    """
     record = {
         "data": config.data.name,
         "model": config.model.name,
         "prepared": str(data.directory.absolute()),
         "split": data.manifest.split.model_dump(mode="json"),
         "evaluate": config.evaluate.model_dump(mode="json"),
-        "training": {
-            "supervision": trained.train.supervision,
-            "loss": state.loss,
-            "workers": trained.scale.max_workers,
-            "epochs": state.epoch,
-            "steps": state.step,
-            "best_epoch": state.best_epoch,
-            "seconds": state.elapsed_s,
-            "seconds_to_best": state.best_elapsed_s,
-            "cpu_seconds": state.cpu_s,
-            "cpu_seconds_to_best": state.best_cpu_s,
-            "ended_early": not state.finished,
-            "restarts": run.restarts(),
-        },
-        "splits": splits,
+        "training": training,
+        "splits": evaluate(run, data, config),
     }
     run.save_metrics(record)
     log_test_scores(config, run.path, record)
+
+
+def training_summary(run: RunDirectory, state: TrainingState) -> dict[str, Any]:
+    """What `metrics.json` says of a run's training."""
+    trained = run.config()
+    return {
+        "supervision": trained.train.supervision,
+        "loss": state.loss,
+        "workers": trained.scale.max_workers,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "best_epoch": state.best_epoch,
+        "seconds": state.elapsed_s,
+        "seconds_to_best": state.best_elapsed_s,
+        "cpu_seconds": state.cpu_s,
+        "cpu_seconds_to_best": state.best_cpu_s,
+        "ended_early": not state.finished,
+        "restarts": run.restarts(),
+    }
 
 
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
@@ -125,19 +136,13 @@ def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, num_use
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
-    with run.config_file.at_hand() as file:
-        config = load([file], _only_ranking(arguments.overrides))
+    config = run.config_with(arguments.overrides, only=("evaluate.", "scale."))
     record = run.metrics()
-    trained = None if record else _trained(run)
+    training = record["training"] if record else training_summary(run, _trained(run))
     data = PreparedData.open(run.prepared(record) if record else prepared_folder(config.data))
     with ray_session(config.scale):
         wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
-        if trained:
-            rank(run, data, config, trained)
-        elif record:
-            record["splits"] = evaluate(run, data, config)
-            record["evaluate"] = config.evaluate.model_dump(mode="json")
-            run.save_metrics(record)
+        rank(run, data, config, training)
     print_runs([run.path])
 
 
@@ -154,16 +159,6 @@ def _trained(run: RunDirectory) -> TrainingState:
     if not record.state.finished:
         print(f"{run.path}: was ended early, after epoch {record.state.epoch}; its best weights are ranked")
     return record.state
-
-
-def _only_ranking(overrides: list[str]) -> list[str]:
-    """Refuse what would change another thing than how the trained model is ranked."""
-    for override in overrides:
-        if override.split(".")[0] not in ("evaluate", "scale"):
-            raise RunError(
-                f"{override}: the run is trained; only evaluate.* and scale.* can be set when it is ranked again"
-            )
-    return overrides
 
 
 def _parser() -> argparse.ArgumentParser:

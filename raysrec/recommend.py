@@ -19,7 +19,6 @@ from raysrec.cluster.placement import scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig, ScaleConfig
-from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
 from raysrec.data.preparing.dealing import about_interactions
@@ -208,11 +207,15 @@ def main(arguments: argparse.Namespace) -> None:
     """Recommend as the command line says, and print what was written."""
     refuse_in_job_folder("--output", arguments.output)
     run = RunDirectory.open(arguments.run)
-    of_file = [override for override in arguments.overrides if override.startswith("data.")]
-    _refuse_overrides(arguments)
+    file_keys = tuple(f"data.{key}" for key in FILE_KEYS) if arguments.users else ()
+    of_file = [override for override in arguments.overrides if file_keys and override.startswith(file_keys)]
+    if arguments.users and (arguments.until or arguments.user_ids):
+        raise RunError(
+            "--until and --user-ids are for users of the run's data, and --users names others; leave one out"
+        )
     seen = ["evaluate.exclude_seen=true"] if arguments.exclude_seen else []
-    with run.config_file.at_hand() as file:
-        config = load([file], [*(one for one in arguments.overrides if one not in of_file), *seen])
+    of_run = [override for override in arguments.overrides if override not in of_file]
+    config = run.config_with([*of_run, *seen], only=("evaluate.", "scale.", *file_keys))
     request = Request(
         k=arguments.k,
         until=arguments.until or "all",
@@ -220,20 +223,6 @@ def main(arguments: argparse.Namespace) -> None:
         user_ids=arguments.user_ids,
     )
     print(summary(recommend(run, config, request, arguments.output, fresh=arguments.fresh)))
-
-
-def _refuse_overrides(arguments: argparse.Namespace) -> None:
-    if arguments.users and (arguments.until or arguments.user_ids):
-        raise RunError(
-            "--until and --user-ids are for users of the run's data, and --users names others; leave one out"
-        )
-    known = ("evaluate.", "scale.", *(f"data.{key}" for key in FILE_KEYS if arguments.users))
-    for override in arguments.overrides:
-        if not override.startswith(known):
-            raise RunError(
-                f"{override}: the run is trained; only evaluate.*, scale.* and, with --users, "
-                f"{', '.join(f'data.{key}' for key in FILE_KEYS)} can be set when it recommends"
-            )
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import yaml
 from torch import Tensor
 
-from raysrec.config.files import ConfigError
+from raysrec.config.files import ConfigError, read
 from raysrec.config.loading import validate
 from raysrec.config.run import RunConfig
-from raysrec.config.settings import differences
+from raysrec.config.settings import differences, overlay
 from raysrec.errors import LastingError
 from raysrec.mailbox import Event
 from raysrec.models import SequenceModel
@@ -136,6 +136,24 @@ class RunDirectory:
             return validate(settings)
         except ConfigError as error:
             raise RunError(f"{refused} of this version of raysrec{self._made_by}:\n{error}") from None
+
+    def config_with(self, overrides: Sequence[str], *, only: Sequence[str]) -> RunConfig:
+        """The configuration with settings over it that change nothing of what was trained.
+
+        Args:
+            overrides: `section.key=value`.
+            only: What their keys may begin with, such as "evaluate.".
+
+        Raises:
+            RunError: Another is to be changed, or the configuration cannot be read.
+            ConfigError: A value is wrong.
+        """
+        trained = self.config()
+        for override in overrides:
+            if not override.startswith(tuple(only)):
+                free = ", ".join(f"{key}*" if key.endswith(".") else key for key in only)
+                raise RunError(f"{override}: the run is trained; what can be set now is {free}")
+        return validate(overlay(trained.model_dump(mode="json"), read([], overrides)))
 
     def other_settings(self, config: RunConfig) -> str:
         """How the run's configuration differs from another in what decides its numbers, in words.

@@ -14,7 +14,7 @@ from raysrec.command_line import config_parser, run_verb
 from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
-from raysrec.evaluate import rank
+from raysrec.evaluate import rank, training_summary
 from raysrec.plan import plan, plan_here, refuse_impossible
 from raysrec.prepare import find_prepared, prepare
 from raysrec.report import print_runs
@@ -54,7 +54,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         state = learn(run, data, config, room=room)
         wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
-        rank(run, data, config, state)
+        rank(run, data, config, training_summary(run, state))
     return run
 
 

@@ -27,7 +27,7 @@ from raysrec.cluster.runtime import in_cluster, local_cpus, ray_session, threads
 from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
-from raysrec.evaluate import rank
+from raysrec.evaluate import rank, training_summary
 from raysrec.pages import write_sweep_page
 from raysrec.pages.importance import importances
 from raysrec.pages.sweeps import read_sweep
@@ -217,7 +217,7 @@ def _rank_left(sweep: Sweep, data: PreparedData) -> None:
         run = sweep.directory.run(trial)
         record = Checkpoints(run.checkpoints).last_record()
         if record is not None:
-            rank(run, data, sweep.config_of(trial.name, trial.parameters), record.state)
+            rank(run, data, sweep.config_of(trial.name, trial.parameters), training_summary(run, record.state))
 
 
 def _make_room(directory: SweepDirectory, *, fresh: bool) -> None:

@@ -1,6 +1,7 @@
 """Ranking and recommending on a real Ray, whose actors are killed for real: nobody can tell afterwards."""
 
 import os
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from raysrec.cluster.runtime import ClusterError, ray_session
 from raysrec.config import ScaleConfig
 from raysrec.data.batching.reading import read_directly
 from raysrec.data.splits import HELD_OUT
-from raysrec.evaluate import evaluate, rank
+from raysrec.evaluate import evaluate, rank, training_summary
 from raysrec.model_actors import done_by_actors
 from raysrec.ranker import rank_tables
 from raysrec.recommend import recommend
@@ -65,12 +66,21 @@ def test_an_actor_that_is_killed_changes_no_rank(local_ray, finished, monkeypatc
     assert metrics["test"]["model"]["hr@10"]["mean"] == pytest.approx((test <= 10).mean())
 
 
-def test_what_ranks_a_run_changes_nothing_that_is_said_of_its_training(local_ray, finished):
+def test_what_ranks_a_run_changes_nothing_that_is_said_of_its_training(local_ray, finished, monkeypatch):
     run, config, data = finished
     assert config.scale.max_workers != run.config().scale.max_workers
-    rank(run, data, config, TrainingState(epoch=3, finished=True, loss="gbce"))
-    training = run.metrics()["training"]
+    rank(run, data, config, training_summary(run, TrainingState(epoch=3, finished=True, loss="gbce")))
+    before = run.metrics()
+    training = before["training"]
     assert (training["workers"], training["loss"]) == (run.config().scale.max_workers, "gbce")
+    told = []
+    monkeypatch.setattr(ranking_verb, "log_test_scores", lambda config, path, record: told.append(record))
+    ranking_verb.main(Namespace(run=run.path, overrides=["evaluate.exclude_seen=true"]))
+    after = run.metrics()
+    assert (before["evaluate"]["exclude_seen"], after["evaluate"]["exclude_seen"]) == (False, True)
+    assert after["splits"] != before["splits"]
+    assert after["training"] == training
+    assert told == [after]
 
 
 def test_an_actor_that_is_killed_changes_no_recommendation(local_ray, finished, tmp_path, monkeypatch, capfd):

@@ -401,7 +401,9 @@ def test_what_cannot_be_is_said_before_anything_starts(folder, tmp_path, monkeyp
         ),
         ((run.path, *output, "--user-ids", tmp_path / "ids"), r"ids: there is no such file"),
         ((caser.path, *output, "--users", new), "model.name=caser has learned a vector for each user of its data"),
-        ((run.path, *output, "train.epochs=3"), r"train\.epochs=3: the run is trained; only evaluate\.\*, scale\.\*"),
+        ((run.path, *output, "train.epochs=3"), r"train\.epochs=3: the run is trained; .* evaluate\.\*, scale\.\*"),
+        ((run.path, *output, "evaluate.ks=0"), r"evaluate\.ks"),
+        ((run.path, *output, "--users", new, "data.name=a"), r"data\.name=a: .*scale\.\*, data\.format, data\.columns"),
         ((run.path, *output, "data.columns.user=a"), r"data\.columns\.user=a: the run is trained"),
     ):
         with pytest.raises(ValueError, match=words):

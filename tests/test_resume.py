@@ -115,4 +115,6 @@ def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
     again = [sys.executable, "-m", "raysrec.evaluate", str(run.path)]
     refused = subprocess.run([*again, "train.epochs=9"], **shown, timeout=60)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: train.epochs=9: the run is trained; only evaluate.* and scale.*")
+    assert refused.stderr.startswith(
+        "error: train.epochs=9: the run is trained; what can be set now is evaluate.*, scale.*"
+    )

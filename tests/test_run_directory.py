@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raysrec.config.files import ConfigError
 from raysrec.config.loading import validate
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError
@@ -90,6 +91,16 @@ def test_a_run_of_a_version_with_other_settings_says_which_and_what_to_do(run, c
     assert "config.yaml: is no configuration of a run of this version of raysrec" in text
     assert text.endswith("\ntrain.learning_rates is not a known key; did you mean train.learning_rate?")
     assert ("of commit 0123456789ab; use that, or begin again under another storage.name" in text) == bool(commit)
+
+
+def test_what_a_run_was_trained_with_cannot_be_set_afterwards(run):
+    config = run.config_with(["evaluate.exclude_seen=true", "scale.workers=3"], only=("evaluate.", "scale."))
+    assert (config.evaluate.exclude_seen, config.scale.workers) == (True, 3)
+    assert (config.model, config.train) == (run.config().model, run.config().train)
+    with pytest.raises(RunError, match=r"^model.dim=3: the run is trained; .*set now is evaluate\.\*, data\.format$"):
+        run.config_with(["model.dim=3"], only=("evaluate.", "data.format"))
+    with pytest.raises(ConfigError, match=r"^evaluate.exclude_seen='maybe'"):
+        run.config_with(["evaluate.exclude_seen=maybe"], only=("evaluate.",))
 
 
 def test_metrics_say_that_a_run_is_finished(run):

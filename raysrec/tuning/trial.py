@@ -16,7 +16,7 @@ from raysrec.cluster.resources import wait_for_room
 from raysrec.cluster.runtime import ray_session
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
-from raysrec.evaluate import rank
+from raysrec.evaluate import rank, training_summary
 from raysrec.mailbox import Event
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
 from raysrec.training.driver import best_so_far, is_trained_now, learn
@@ -83,7 +83,7 @@ def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, 
             run.save_model(config, data.manifest.num_items, found[1], num_users=data.manifest.num_users)
         return {"state": "stopped"}
     if given["rank"]:
-        rank(run, data, config, state)
+        rank(run, data, config, training_summary(run, state))
     return {"state": "finished"}
 
 
