@@ -20,7 +20,8 @@ class LossConfig(Section):
     for `bce` and `bpr`. `in_batch` has the micro-batch's own targets instead."""
     sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
     """Which items are drawn: any alike, in proportion to `count ** popularity_power`, or the micro-batch's targets
-    (`sampled_softmax` only)."""
+    (`sampled_softmax` only). The latter are corrected as if each were drawn by itself in proportion to its count; where
+    a micro-batch is the targets of few users, as of `every_position`, they are less varied than that."""
     popularity_power: NonNegative = 0.75
     """How far popular items are preferred: 1 is in proportion to their count, 0 not at all."""
     exclude_history: bool = False

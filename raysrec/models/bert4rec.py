@@ -18,7 +18,10 @@ Departures:
       is predicted from nothing: `oldest_makes_room=always`.
     * Training sees the last training item of each user, hides as many items as are drawn, at any position, and takes
       one sequence per user. RecBole learns within the inputs of its prefix samples only, so that item is never used;
-      `train.windows=prefixes` takes these samples, and that item as well.
+      `train.windows=prefixes` takes these samples, and that item as well. Nor does RecBole ever learn the first item
+      of a history, or more than a fifth of `max_length` of one.
+    * Whether the last item alone is hidden is drawn for each history, and a history of which nothing was drawn hides
+      its last. RecBole draws once for a batch, and learns nothing from such a history.
     * Neither padding nor the mask is among the candidates; they have no bias that is ever used.
 """
 

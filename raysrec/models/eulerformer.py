@@ -23,12 +23,13 @@ Source:
 
 Departures:
     * The contrast is over real positions; the authors let padding in, as what is contrasted and as what it is
-      contrasted with. It is computed in training only.
+      contrasted with. It is a mean over each history, weighted by its targets, and theirs over all positions of a
+      batch. It is computed in training only.
     * The model learns at every position of a history instead of on one prefix per sample (`train.supervision`).
     * Padding is not among the candidates of the softmax in training, as it is in the authors' (`loss.padding_class`).
     * Its logarithm is taken of sums of exponentials at once, which cannot overflow when w grows.
-    * The gradient of an angle is that of a vector at least 1e-6 long, where the authors' is infinite at nothing. The
-      input is turned by T without taking its angle at all, which is the same function.
+    * A vector counts as at least 1e-6 long, in its length and in the gradient of its angle, which in the authors' code
+      is infinite at nothing. The input is turned by T without taking its angle at all, which is the same function.
     * The positions' angles t f are computed. The authors' code has them as parameters that get no gradient, D times
       `max_length` numbers per layer, 25,600 in all at its sizes.
 """
