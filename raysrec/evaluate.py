@@ -16,7 +16,7 @@ import torch
 
 from raysrec.checkpoints import Checkpoints, TrainingState
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import scale_to_rank
+from raysrec.cluster.placement import need_to_rank, scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
 from raysrec.config.run import RunConfig
@@ -141,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
     training = record["training"] if record else training_summary(run, _trained(run))
     data = PreparedData.open(run.prepared(record) if record else prepared_folder(config.data))
     with ray_session(config.scale):
-        wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
+        wait_for_nodes([data.directory, run.path], need_to_rank(config))
         rank(run, data, config, training)
     print_runs([run.path])
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from raysrec.cluster.nodes import refuse_in_job_folder, wait_for_data_nodes, wait_for_nodes
-from raysrec.cluster.placement import scale_to_rank
+from raysrec.cluster.placement import need_to_rank, scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig, ScaleConfig
@@ -163,7 +163,7 @@ def _write_parts(
         return parts
     scale = scale_to_rank(config)
     with ray_session(scale), stage("recommending", len(missing), say=_say) as done:
-        wait_for_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], scale, workers=1)
+        wait_for_nodes([Place(wanted.prepared), Place(wanted.run), folder.work], need_to_rank(config))
         for number, counts in done_by_actors(partial(Recommender, wanted), missing, scale):
             parts[number] = counts
             done()

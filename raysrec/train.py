@@ -8,7 +8,7 @@ import sys
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import scale_to_rank, scale_to_train
+from raysrec.cluster.placement import need_to_rank, need_to_train, scale_to_train
 from raysrec.cluster.runtime import ray_session, wants_gpu
 from raysrec.command_line import config_parser, run_verb
 from raysrec.config.loading import load
@@ -50,10 +50,10 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunDirectory:
     run.start(config, data.manifest.fingerprint)
     scale = scale_to_train(config)
     with ray_session(scale):
-        room = wait_for_nodes([data.directory, run.path], scale, keep=True)
+        room = wait_for_nodes([data.directory, run.path], need_to_train(scale), keep=True)
         print(plan(config, data, use_gpu=wants_gpu(config.scale)), flush=True)
         state = learn(run, data, config, room=room)
-        wait_for_nodes([data.directory, run.path], scale_to_rank(config), workers=1)
+        wait_for_nodes([data.directory, run.path], need_to_rank(config))
         rank(run, data, config, training_summary(run, state))
     return run
 

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import scale_to_train
+from raysrec.cluster.placement import need_to_train, scale_to_train
 from raysrec.cluster.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.config.run import RunConfig
@@ -100,7 +100,7 @@ def _session(sweep: Sweep, data: PreparedData) -> Iterator[None]:
     scale = scale_to_train(sweep.config)
     with ray_session(scale, cpus=sweep.settings.max_concurrent * local_cpus(scale)):
         wants_gpu(scale)
-        wait_for_nodes([data.directory, sweep.directory.path], scale)
+        wait_for_nodes([data.directory, sweep.directory.path], need_to_train(scale))
         yield
 
 

@@ -233,7 +233,7 @@ def test_nodes_come_for_a_training_that_has_begun_and_for_preparing_and_go_after
     tasks = overlay(places, {"data": {"distributed": True, "prepared": str(tmp_path / "again")}})
     tasks = overlay(tasks, {"scale": {"data_resources": {"data": 0.001}}})
     said = run(PREPARE, overlay(SETTING, tasks), within_s=400)
-    needs = r"but 1 workers and reading need 1\.5 CPUs and 0\.002 data; waiting up to"
+    needs = r"but preparing and reading need 1\.5 CPUs and 0\.002 data; waiting up to"
     assert re.search(rf"has 2 CPUs \(2 free\) .* and 0 data \(0 free\), {needs}", said), said
     assert max(nodes.counts[there:]) >= 2
     [again], [first] = ([path.name for path in (tmp_path / name).iterdir()] for name in ("again", "data"))

@@ -85,6 +85,7 @@ def test_ranking_goes_to_machines_for_data_unless_gpus_are_chosen(scale, chosen,
     ranked_on = scale_to_rank(run_on(scale, device=chosen))
     assert ranked_on.device == expected
     assert data_bundles(ranked_on) == [{"CPU": 0.5} | scale.data_resources]
+    assert (ranked_on.min_workers < ranked_on.max_workers) == (expected == "cuda" and scale.max_workers > 1)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +122,12 @@ def test_elastic_workers_and_other_resources_are_said():
         (
             [{"CPU": 0.0}],
             ToCome({"gpu": (2, GPU_NODE), "data": (1, DATA_NODE)}, 3),
-            "1 machines with nothing, and up to 2 gpu, 1 data to come: enough for 2 workers when those have started",
+            "1 machine with nothing, and up to 2 gpu, 1 data to come: enough for 2 workers when those have started",
         ),
         (
             [DATA_NODE],
             ToCome({"gpu": (1, GPU_NODE)}, 1),
-            "1 machines with 16 CPUs and 1000 data, and up to 1 gpu to come: NEVER enough for 2 workers; no machine "
+            "1 machine with 16 CPUs and 1000 data, and up to 1 gpu to come: NEVER enough for 2 workers; no machine "
             "has room for 7 CPUs and 1 GPU",
         ),
         (
@@ -151,7 +152,7 @@ def test_elastic_workers_and_other_resources_are_said():
         (
             [{"CPU": 0.0}],
             None,
-            "1 machines with nothing: not enough for 2 workers now, and what an autoscaler may start is not known here",
+            "1 machine with nothing: not enough for 2 workers now, and what an autoscaler may start is not known here",
         ),
     ],
 )
@@ -270,6 +271,4 @@ def test_reading_takes_no_gpu_from_a_worker():
 def test_what_is_lacking_is_said():
     scale = ScaleConfig(workers=2)
     assert lacking(scale, [{"CPU": 2.0}, {"CPU": 1.0}], use_gpu=False) == ""
-    assert (
-        lacking(scale, [{"CPU": 2.0}], use_gpu=False) == "no room for 2 workers and reading on 1 machines with 2 CPUs"
-    )
+    assert lacking(scale, [{"CPU": 2.0}], use_gpu=False) == "no room for 2 workers and reading on 1 machine with 2 CPUs"

@@ -134,4 +134,4 @@ def test_who_waits_for_machines_is_told(policy, cluster, monkeypatch):
     policy.make_decision_for_non_running_worker_group()
     ((name, event, _),) = cluster.mailbox.calls
     assert (name, event["kind"]) == ("put", "note")
-    assert event["text"] == "no room for 1 workers and reading on 1 machines with 1 CPU; waiting"
+    assert event["text"] == "no room for 1 worker and reading on 1 machine with 1 CPU; waiting"

@@ -26,7 +26,7 @@ def told(tmp_path, monkeypatch):
     reports = []
     monkeypatch.setattr(tune, "report", reports.append)
     monkeypatch.setattr(trial, "ray_session", lambda scale: contextlib.nullcontext())
-    monkeypatch.setattr(trial, "wait_for_room", lambda scale, say: None)
+    monkeypatch.setattr(trial, "wait_for_room", lambda need, say: None)
     monkeypatch.setattr(trial, "is_trained_now", lambda run: False)
 
     def train(learn, **changes):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysrec.cluster.autoscaler import to_come
-from raysrec.cluster.placement import task_options
+from raysrec.cluster.placement import Need, need_to_prepare, task_options
 from raysrec.cluster.resources import machines, wait_for_room
 from raysrec.cluster.runtime import ClusterError, in_cluster, job_folder
 from raysrec.cluster.versions import differences, look_around, versions_here
@@ -69,17 +69,14 @@ def check_nodes(
     return set(there)
 
 
-def wait_for_nodes(
-    places: Sequence[Place], scale: ScaleConfig, *, workers: int | None = None, keep: bool = False
-) -> Any:
+def wait_for_nodes(places: Sequence[Place], need: Need, *, keep: bool = False) -> Any:
     """Return when the cluster has room, on machines that can do their part: those there are, and those that come.
 
     Call inside `ray_session`.
 
     Args:
         places: What workers read and write.
-        scale: The workers, and for how long to wait.
-        workers: How many that rank must find room; if not said, the fewest that train.
+        need: For what there has to be room, and for how long to wait.
         keep: Hold the room.
 
     Returns:
@@ -89,7 +86,7 @@ def wait_for_nodes(
         ClusterError: The cluster came to have no room, or a machine cannot do its part.
     """
     asked = check_nodes(places)
-    room = wait_for_room(scale, workers=workers, keep=keep)
+    room = wait_for_room(need, keep=keep)
     check_nodes(places, known=asked)
     return room
 
@@ -97,7 +94,7 @@ def wait_for_nodes(
 def wait_for_data_nodes(places: Sequence[Place], scale: ScaleConfig) -> dict[str, Any]:
     """Return when the cluster has room for tasks that prepare data, on machines that can do their part.
 
-    One task is enough: Ray Data asks for more room while there is more to do. Call inside `ray_session`.
+    Call inside `ray_session`.
 
     Args:
         places: What tasks read and write.
@@ -110,7 +107,7 @@ def wait_for_data_nodes(places: Sequence[Place], scale: ScaleConfig) -> dict[str
         ClusterError: The cluster came to have no room, or a machine cannot do its part.
     """
     if in_cluster():
-        wait_for_nodes(places, scale.model_copy(update={"device": "cpu", "data_cpus": 0.0}), workers=1)
+        wait_for_nodes(places, need_to_prepare(scale))
     return task_options(scale, machines(), to_come())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from raysrec.config import ScaleConfig
 from raysrec.config.run import RunConfig
+from raysrec.config.scale import ElasticWorkers
 
 READING_CPUS = 0.5
 """What a task that reads asks Ray for: it mostly waits for storage."""
@@ -52,7 +53,45 @@ def scale_to_rank(config: RunConfig) -> ScaleConfig:
     device = config.evaluate.device
     if device == "auto":
         device = "cpu" if config.scale.data_resources else config.scale.device
-    return config.scale.model_copy(update={"device": device, "data_cpus": 0.0})
+    # Who asks for GPUs begins with as few as there are; `auto` takes them where there is one for each worker.
+    fewest = {"workers": ElasticWorkers(min=1, max=config.scale.max_workers)} if device == "cuda" else {}
+    return config.scale.model_copy(update={"device": device, "data_cpus": 0.0} | fewest)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What has to be free at the same time before some work begins."""
+
+    scale: ScaleConfig
+    """Whose workers, how they are placed, and for how long to wait."""
+    bundles: tuple[Bundle, ...]
+    who: str
+    """What needs it, in words that "need" follows."""
+    less: str
+    """What to set where there is no room; empty if nothing needs less."""
+    trains: bool = False
+
+
+def need_to_train(scale: ScaleConfig) -> Need:
+    """What the fewest workers that train need, and reading beside them."""
+    use_gpu = scale.device == "cuda"
+    less = "lower scale.workers" + (" or set scale.device=cpu" if use_gpu else "")
+    who = f"{counted(scale.min_workers, 'worker')} and reading"
+    return Need(scale, tuple(_fewest(scale, use_gpu=use_gpu)), who, less, trains=True)
+
+
+def need_to_rank(config: RunConfig) -> Need:
+    """What one process that ranks needs, or recommends, and reading beside it: others join it where there is room."""
+    scale = scale_to_rank(config)
+    use_gpu = scale.device == "cuda"
+    bundles = (model_bundle(scale, use_gpu=use_gpu), *data_bundles(scale))
+    return Need(scale, bundles, "ranking and reading", "set evaluate.device=cpu" if use_gpu else "")
+
+
+def need_to_prepare(scale: ScaleConfig) -> Need:
+    """What one task that prepares data needs, and reading beside it; Ray Data asks for more as there is more to do."""
+    reading = data_bundles(scale.model_copy(update={"data_cpus": 0.0}))
+    return Need(scale, (task_bundle(scale), *reading), "preparing and reading", "")
 
 
 def reading_options(scale: ScaleConfig) -> dict[str, Any]:
@@ -98,6 +137,11 @@ def model_options(scale: ScaleConfig, *, use_gpu: bool) -> dict[str, Any]:
     if use_gpu:
         return {"num_cpus": 1, "num_gpus": scale.gpus_per_worker}
     return {"num_cpus": 1, "resources": dict(scale.data_resources)}
+
+
+def counted(count: int, thing: str) -> str:
+    """Such as "1 worker" and "2 workers"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def amounts_in_words(bundle: Mapping[str, float]) -> str:
@@ -173,7 +217,7 @@ def room(scale: ScaleConfig, there: Sequence[Machine], to_come: ToCome | None, *
         use_gpu: Does each worker get a GPU?
     """
     bundles = _fewest(scale, use_gpu=use_gpu)
-    said, workers = _said_of(there, bundles), f"{scale.min_workers} workers"
+    said, workers = _said_of(there, bundles), counted(scale.min_workers, "worker")
     left = unplaced(bundles, there)
     if not left:
         return f"{said}: enough for {workers}, once it is free"
@@ -201,7 +245,7 @@ def lacking(scale: ScaleConfig, there: Sequence[Machine], *, use_gpu: bool) -> s
     bundles = _fewest(scale, use_gpu=use_gpu)
     if not unplaced(bundles, there):
         return ""
-    return f"no room for {scale.min_workers} workers and reading on {_said_of(there, bundles)}"
+    return f"no room for {counted(scale.min_workers, 'worker')} and reading on {_said_of(there, bundles)}"
 
 
 def most_workers(worker: Bundle, reading: Sequence[Bundle], machines: Sequence[Machine], *, at_most: int) -> int:
@@ -225,7 +269,7 @@ def _fewest(scale: ScaleConfig, *, use_gpu: bool) -> list[Bundle]:
 
 def _said_of(machines: Sequence[Machine], bundles: Sequence[Bundle]) -> str:
     has = amounts_in_words(total([{kind: of.get(kind, 0.0) for kind in total(bundles)} for of in machines]))
-    return f"{len(machines)} machines with {has}"
+    return f"{counted(len(machines), 'machine')} with {has}"
 
 
 def _unplaced_at_last(bundles: Sequence[Bundle], to_come: ToCome) -> list[Bundle]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from raysrec.cluster.autoscaler import to_come
-from raysrec.cluster.placement import Bundle, data_bundles, model_bundle, name_of, never_fits, total, worker_bundle
+from raysrec.cluster.placement import Need, name_of, never_fits, total
 from raysrec.cluster.placement import room as said_of_room
 from raysrec.cluster.runtime import ClusterError, in_cluster, wants_gpu
 from raysrec.config import ScaleConfig
@@ -18,17 +18,14 @@ SAY_EVERY_S = 30
 _print_at_once = partial(print, flush=True)
 
 
-def wait_for_room(
-    scale: ScaleConfig, *, workers: int | None = None, keep: bool = False, say: Callable[[str], None] = _print_at_once
-) -> Any:
-    """Return when the cluster has CPUs, and GPUs if asked for, for the workers and a reading task beside them.
+def wait_for_room(need: Need, *, keep: bool = False, say: Callable[[str], None] = _print_at_once) -> Any:
+    """Return when the cluster has room for some work.
 
     The room is asked for as a run asks for it, so that an autoscaler starts nodes. A Ray that starts here has all it
     will ever have, and is not waited for. Call inside `ray_session`.
 
     Args:
-        scale: The workers, and for how long to wait.
-        workers: How many that rank must find room; if not said, the fewest that train.
+        need: What has to be free, and for how long to wait.
         keep: Hold it, so that an autoscaler takes no node that has come for idle.
         say: Is told now and then what is missing.
 
@@ -40,21 +37,16 @@ def wait_for_room(
     """
     import ray.util
 
-    trains = not workers
-    if trains:
+    scale = need.scale
+    if need.trains:
         _refuse_to_starve_reading(scale)
-    bundle = (model_bundle if workers else worker_bundle)(scale, use_gpu=scale.device == "cuda")
-    workers = workers or scale.min_workers
-    bundles = [bundle] * workers + data_bundles(scale)
-    lacks = partial(_lacks, workers, total(bundles))
-    less = "lower scale.workers" + (" or set scale.device=cpu" if scale.device == "cuda" else "")
     if not in_cluster():
-        if missing := lacks(free=False):
-            raise ClusterError(f"{missing}; {less}")
+        if missing := _lacks(need, free=False):
+            raise ClusterError("; ".join(filter(None, [missing, need.less])))
         return None
-    if trains:
+    if need.trains:
         _refuse_what_never_fits(scale)
-    room = ray.util.placement_group(bundles, strategy=scale.placement.upper())
+    room = ray.util.placement_group(list(need.bundles), strategy=scale.placement.upper())
     said = time.monotonic()
     deadline = said + scale.wait_s
     try:
@@ -64,11 +56,11 @@ def wait_for_room(
             if left > 0 and time.monotonic() < said + SAY_EVERY_S:
                 continue
             said = time.monotonic()
-            missing = lacks(free=True) or "the cluster has enough in all, but no node with room for a worker"
+            missing = _lacks(need, free=True) or "the cluster has enough in all, but no node with room for a worker"
             if left <= 0:
+                instead = ", ".join(filter(None, ["add nodes", need.less, "or wait longer"]))
                 raise ClusterError(
-                    f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: add nodes, {less}, "
-                    "or wait longer"
+                    f"{missing}; that has not changed within scale.wait_s={scale.wait_s:g} seconds: {instead}"
                 )
             say(f"{missing}; waiting up to {left:.0f} seconds more for nodes")
     except BaseException:
@@ -127,15 +119,15 @@ def _refuse_what_never_fits(scale: ScaleConfig) -> None:
         )
 
 
-def _lacks(workers: int, needs: Bundle, *, free: bool) -> str:
+def _lacks(need: Need, *, free: bool) -> str:
     """What the cluster has and what is needed, if that is more."""
     import ray
 
     there: dict[str, Any] = ray.cluster_resources()
     left: dict[str, Any] = ray.available_resources() if free else there
-    needs = {"CPU": 0.0, "GPU": 0.0} | needs
-    if all(left.get(kind, 0) >= need for kind, need in needs.items()):
+    needs = {"CPU": 0.0, "GPU": 0.0} | total(need.bundles)
+    if all(left.get(kind, 0) >= amount for kind, amount in needs.items()):
         return ""
     has = " and ".join(f"{there.get(kind, 0):g} {name_of(kind)} ({left.get(kind, 0):g} free)" for kind in needs)
-    wants = " and ".join(f"{need:g} {name_of(kind)}" for kind, need in needs.items() if need)
-    return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {workers} workers and reading need {wants}"
+    wants = " and ".join(f"{amount:g} {name_of(kind, amount)}" for kind, amount in needs.items() if amount)
+    return f"{'the cluster' if in_cluster() else 'Ray here'} has {has}, but {need.who} need {wants}"

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.cluster.placement import scale_to_train
+from raysrec.cluster.placement import need_to_train, scale_to_train
 from raysrec.cluster.resources import wait_for_room
 from raysrec.cluster.runtime import ray_session
 from raysrec.config.run import RunConfig
@@ -73,7 +73,8 @@ def _train(run: RunDirectory, config: RunConfig, data: PreparedData, show: Any, 
     run.start(config, data.manifest.fingerprint, command=given["command"])
     _wait_for_the_last_one(run)
     # The sweep has seen that there can be room; how long others of its trials take is no reason to give up.
-    wait_for_room(scale_to_train(config).model_copy(update={"wait_s": math.inf}), say=lambda _: None)
+    scale = scale_to_train(config).model_copy(update={"wait_s": math.inf})
+    wait_for_room(need_to_train(scale), say=lambda _: None)
     try:
         state = learn(run, data, config, show=show)
     except RunStopped as stopped:
