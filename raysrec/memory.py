@@ -4,6 +4,7 @@ What can be counted is counted; what the encoder keeps for its backward pass is 
 allocators hold in reserve, kernels' scratch memory, and that bfloat16 halves some of it.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +86,7 @@ def estimate(
             Part("the copy that is validated, and the best", 2 * weights, ("model.dim",)),
             Part("the checkpoint while it is saved", 3 * weights // shares[2], ("model.dim",)),
             Part("activations", int(activation_bytes(model, config.model.max_length) * tokens), micro_batch),
-            Part(
-                "loss",
-                _loss_bytes(config, data, model, tokens, on_gpu=on_gpu),
-                ("train.batch_targets", "loss.negatives"),
-            ),
+            _loss(config, data, model, tokens, on_gpu=on_gpu),
             Part("histories that wait", waiting * SHUFFLED_BYTES, ("data.shuffle_interactions",)),
             Part("the process", PROCESS_BYTES),
         )
@@ -131,20 +128,23 @@ def _is_sharded(config: RunConfig, stage: int) -> bool:
 def _tokens_of_a_step(config: RunConfig, data: PreparedData) -> int:
     """Positions that a worker encodes in a step, where micro-batches would hold more."""
     length = min(config.model.max_length, data.manifest.longest_history)
-    per_target = 1 if config.train.supervision == "every_position" else length
-    return max(length, -(-config.train.batch_targets // config.scale.min_workers) * per_target)
+    per_target = positions_per_target(data.manifest, config)
+    return max(length, math.ceil(-(-config.train.batch_targets // config.scale.min_workers) * per_target))
 
 
-def _loss_bytes(config: RunConfig, data: PreparedData, model: SequenceModel, tokens: int, *, on_gpu: bool) -> int:
+def _loss(config: RunConfig, data: PreparedData, model: SequenceModel, tokens: int, *, on_gpu: bool) -> Part:
     positions, device = positions_per_target(data.manifest, config), "cuda" if on_gpu else "cpu"
     chosen = choose_loss(config.loss, model, positions_per_target=positions, device=device).config
     table = model.item_vectors().shape
     targets = min(tokens, -(-config.train.batch_targets // config.scale.min_workers))
     if chosen.name == "softmax":
-        return 2 * 4 * chunk_sizes(targets, table[0] - 1, on_gpu=on_gpu).scores
+        scores = 2 * 4 * chunk_sizes(targets, table[0] - 1, on_gpu=on_gpu).scores
+        return Part("loss", scores, ("train.batch_targets",))
     negatives = targets if chosen.sampling == "in_batch" else chosen.negatives
     shared = chosen.name == "sampled_softmax"
-    return bytes_at_once(targets, negatives, table, shared=shared, on_gpu=on_gpu)
+    needed = bytes_at_once(targets, negatives, table, shared=shared, on_gpu=on_gpu)
+    # A number that is not set is not there to be lowered.
+    return Part("loss", needed, ("train.batch_targets", *(["loss.negatives"] if config.loss.negatives else [])))
 
 
 def _size(count: int) -> str:

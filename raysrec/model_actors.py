@@ -58,11 +58,13 @@ def done_by_actors(
                 raise
             failures += 1
             reason = str(error).strip().splitlines()[-1][:200]
-            if failures > scale.max_failures or is_out_of_memory(error):
+            smaller = "lower evaluate.batch_tokens and evaluate.items_per_chunk, or take machines with more"
+            if is_out_of_memory(error):  # it would again
+                raise ClusterError(f"a process that held the model ran out of memory: {reason}; {smaller}") from error
+            if failures > scale.max_failures:
                 raise ClusterError(
                     f"a process that held the model died, {failures} times in a row (scale.max_failures="
-                    f"{scale.max_failures}): {reason}; if it lacked memory, lower evaluate.batch_tokens and "
-                    "evaluate.items_per_chunk, or take machines with more"
+                    f"{scale.max_failures}): {reason}; if it lacked memory, {smaller}"
                 ) from error
             say(f"a process that held the model died ({reason}); its work is done again")
 

@@ -85,3 +85,25 @@ def test_each_setting_lowers_its_part(made):
 def test_the_largest_part_is_lowered_first(made):
     config, data = made("recgrela", train={"micro_batch_tokens": 10**6, "batch_targets": 10**6})
     assert estimate(config, data).settings()[:2] == ["train.micro_batch_tokens", "train.batch_targets"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ({"name": "softmax"}, False),
+        ({"name": "auto"}, False),
+        ({"name": "gbce"}, False),  # it takes a number of its own
+        ({"name": "gbce", "negatives": 16}, True),
+    ],
+)
+def test_only_a_number_of_negatives_that_is_set_can_be_lowered(made, loss, expected):
+    settings = estimate(*made(loss=loss)).settings()
+    assert "train.batch_targets" in settings
+    assert ("loss.negatives" in settings) == expected
+
+
+def test_cloze_encodes_as_many_positions_as_its_targets_need(made):
+    few = {"batch_targets": 64, "micro_batch_tokens": 10**6}
+    hidden = parts(*made("bert4rec", train={"supervision": "cloze", "cloze": {"hidden_share": 0.5}} | few))
+    alone = parts(*made("bert4rec", train={"supervision": "last_position"} | few))
+    assert hidden["activations"] < alone["activations"] / 2
