@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pydantic import ValidationError
-
 from raysrec.config.keys import keys_of
 from raysrec.config.run import RunConfig
+from raysrec.errors import ReadableError
 from raysrec.models import MODELS
 from raysrec.schema import Section
 from raysrec.stopping import INTERRUPTED, ends_when_terminated
@@ -22,9 +21,7 @@ def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
     try:
         with ends_when_terminated():
             main(parser.parse_intermixed_args())  # options and settings in any order
-    except (ValueError, OSError) as error:
-        if isinstance(error, ValidationError):
-            raise
+    except (ReadableError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

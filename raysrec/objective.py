@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raysrec.config import LossConfig
 from raysrec.config.run import RunConfig
+from raysrec.errors import LastingError
 from raysrec.history import Batch
 from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss
 from raysrec.models import SequenceModel, build_model
@@ -60,7 +61,7 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, positions_per_targe
         device: Type of the device it is trained on, `cpu` or `cuda`.
 
     Raises:
-        ValueError: More negatives are asked for than there are items.
+        LastingError: More negatives are asked for than there are items.
     """
     num_items, dim = model.item_vectors()[1:].shape
     name, reason = config.name, "as configured"
@@ -75,7 +76,7 @@ def choose_loss(config: LossConfig, model: SequenceModel, *, positions_per_targe
             f"exact up to {limit} times on {device}"
         )
     if config.negatives > num_items:
-        raise ValueError(f"loss.negatives={config.negatives} exceeds the {num_items} items there are; lower it")
+        raise LastingError(f"loss.negatives={config.negatives} exceeds the {num_items} items there are; lower it")
     negatives = config.negatives or min(USUAL_NEGATIVES[name], num_items)
     return ChosenLoss(config.model_copy(update={"name": name, "negatives": negatives}), reason)
 

@@ -50,7 +50,7 @@ def prepare(
     Raises:
         SourceError: The source cannot be read.
         PlaceError: What is prepared is to be kept in a store that fails, or has no such bucket.
-        ValueError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
+        LastingError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
         ClusterError: The cluster came to have no room, or a machine cannot do its part.
     """
     stamp, source = stamp_of(config), hash_source(config)

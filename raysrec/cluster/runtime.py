@@ -211,7 +211,7 @@ def wants_gpu(scale: ScaleConfig) -> bool:
     In a cluster nodes with GPUs may be yet to come, and `resources.py` waits for them.
 
     Raises:
-        ValueError: The configuration asks for GPUs that a Ray which started here does not have.
+        ClusterError: The configuration asks for GPUs that a Ray which started here does not have.
     """
     import ray
 
@@ -220,7 +220,7 @@ def wants_gpu(scale: ScaleConfig) -> bool:
     gpus = ray.cluster_resources().get("GPU", 0)
     needed = scale.min_workers * scale.gpus_per_worker
     if scale.device == "cuda" and gpus < needed:
-        raise ValueError(
+        raise ClusterError(
             f"scale.device=cuda needs {needed:g} GPUs, one for each worker, but Ray here has {gpus:g}; "
             "lower scale.workers or set scale.device=cpu"
         )

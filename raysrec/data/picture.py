@@ -11,6 +11,7 @@ import numpy as np
 from raysrec.data.prepared import PreparedData
 from raysrec.data.splits import HELD_OUT
 from raysrec.data.statistics import Statistics, in_largest_unit
+from raysrec.errors import LastingError
 
 LENGTH_BINS = 40
 """Bars of the distribution of lengths, equally wide on a logarithmic axis."""
@@ -25,13 +26,13 @@ def draw(data: PreparedData, found: Statistics, out: Path) -> None:
     """Write four panels as PNG, or as what the name's end says.
 
     Raises:
-        ValueError: matplotlib is not installed.
+        LastingError: matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError(f"{out}: a picture needs matplotlib; pip install 'raysrec[plot]'") from None
+        raise LastingError(f"{out}: a picture needs matplotlib; pip install 'raysrec[plot]'") from None
     manifest = data.manifest
     figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)

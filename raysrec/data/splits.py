@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from raysrec.config import SplitConfig
 from raysrec.data.arrays import IntArray
+from raysrec.errors import LastingError
 from raysrec.schema import Section, date_of
 
 HELD_OUT = ("validation", "test")
@@ -98,7 +99,7 @@ def find_rule(config: SplitConfig, read_times: Callable[[], Iterable[IntArray]])
         read_times: Gives the Unix seconds of all interactions in parts of any size and order, as often as it is called.
 
     Raises:
-        ValueError: Nothing would be validated on, because too many interactions have the same time.
+        LastingError: Nothing would be validated on, because too many interactions have the same time.
     """
     if config.name == "leave_one_out":
         return SplitRule()
@@ -111,7 +112,7 @@ def find_rule(config: SplitConfig, read_times: Callable[[], Iterable[IntArray]])
             for share in (config.test_share, config.test_share + config.validation_share)
         )
         if validate_from == test_from:
-            raise ValueError(
+            raise LastingError(
                 f"data.split.validation_share={config.validation_share:g} and "
                 f"data.split.test_share={config.test_share:g}: at {date_of(test_from)} there are so many interactions "
                 "that nothing is left to validate on; name data.split.validate_from and data.split.test_from"

@@ -24,6 +24,7 @@ from raysrec.engine.replicated import replicated_fragments, restore_replicated, 
 from raysrec.engine.restoring import refused_by_all
 from raysrec.engine.snapshot import Copies, Fragment, Snapshot
 from raysrec.engine.zero import Partition
+from raysrec.errors import LastingError
 from raysrec.history import Batch
 from raysrec.objective import Objective
 
@@ -173,7 +174,7 @@ def _import_deepspeed(device: torch.device) -> Any:
     try:
         import deepspeed
     except ImportError:
-        raise ValueError(
+        raise LastingError(
             "engine.name=deepspeed: DeepSpeed is not installed; pip install deepspeed or set engine.name=torch"
         ) from None
     if device.type == "cpu":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from raysrec.engine.exchange import everyones, this_worker
+from raysrec.errors import LastingError
 from raysrec.history import Batch
 
 SHOWN = 12
@@ -53,7 +54,7 @@ class Fault:
         return f"{where}: loss {self.loss:.6g} of {self.num_users} users{users}; gradient {gradient}"
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(LastingError):
     """A loss or gradient is NaN or infinite, and nothing was updated.
 
     Args:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from raysrec.engine.exchange import everyones
 from raysrec.engine.saved import BrokenState
+from raysrec.errors import LastingError
 
 
-class StateMismatch(ValueError):
+class StateMismatch(LastingError):
     """A saved state that does not fit: another model's, or another optimizer's."""
 
 

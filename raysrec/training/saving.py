@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from raysrec.checkpoints import CheckpointRecord, Checkpoints, SavedFile, TrainingState
 from raysrec.engine import Snapshot, Weights, everyones
+from raysrec.errors import LastingError
 from raysrec.saved_model import save_weights
 
 TOGETHER_WITHIN = timedelta(hours=2)
@@ -33,7 +34,7 @@ class Saved:
     """Why there is no such checkpoint; empty if there is."""
 
 
-class Superseded(RuntimeError):
+class Superseded(LastingError):
     """Another start of the same training has taken over."""
 
 

@@ -13,16 +13,11 @@ from raysrec.config.run import RunConfig
 from raysrec.data.batching.facts import targets_per_epoch
 from raysrec.data.batching.ray_reading import read_with_ray
 from raysrec.data.prepared import PreparedData
-from raysrec.engine import NonFiniteLoss, StateMismatch
 from raysrec.errors import LastingError, readable
 from raysrec.training.leaving import watch_for_preemption
 from raysrec.training.loop import Training
-from raysrec.training.saving import Superseded
 from raysrec.training.validation import ranked_beside
 from raysrec.training.worker_log import WorkerLog
-
-HOPELESS = (NonFiniteLoss, StateMismatch, Superseded)
-"""What would only happen again after a restart."""
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -63,6 +58,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         ).run()
     except Exception as error:
         said = readable(error)
-        if isinstance(error, HOPELESS) or isinstance(said, LastingError):
-            log.give_up(str(said or error))
+        if isinstance(said, LastingError):
+            log.give_up(str(said))
         raise

@@ -8,14 +8,13 @@ import math
 import time
 from typing import Any
 
-from pydantic import ValidationError
-
 from raysrec.checkpoints import Checkpoints
 from raysrec.cluster.placement import need_to_train, scale_to_train
 from raysrec.cluster.resources import wait_for_room
 from raysrec.cluster.runtime import ray_session
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
+from raysrec.errors import ReadableError
 from raysrec.evaluate import rank, training_summary
 from raysrec.mailbox import Event
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
@@ -52,9 +51,7 @@ def train_trial(given: dict[str, Any]) -> None:
     try:
         with ray_session(config.scale):
             end = _train(run, config, data, show, given)
-    except ValidationError:
-        raise
-    except (ValueError, OSError) as error:
+    except (ReadableError, OSError) as error:
         end = {"state": "failed", "why": str(error)}
     _tell({"kind": "end", **end, **_so_far(run)})
 

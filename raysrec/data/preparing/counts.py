@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raysrec.data.arrays import IntArray
 from raysrec.data.splits import HELD_OUT, SplitRule, in_first
+from raysrec.errors import LastingError
 from raysrec.schema import date_of
 
 _FIRST, _LAST = -(2**63), 2**63 - 1
@@ -177,7 +178,7 @@ def refuse_empty(counts: Counts, rule: SplitRule, per_second: int) -> None:
     """Data that cannot be learned from, validated on and tested on are no use under this split.
 
     Raises:
-        ValueError: It is such data.
+        LastingError: It is such data.
     """
     span = " to ".join(date_of(time // per_second) for time in (counts.first_time, counts.last_time))
     for what, found in (
@@ -186,7 +187,7 @@ def refuse_empty(counts: Counts, rule: SplitRule, per_second: int) -> None:
         ("to test on", counts.test.users),
     ):
         if not found and rule.name == "temporal":
-            raise ValueError(
+            raise LastingError(
                 f"data.split: there is nothing {what} ({rule}); the interactions are of {span}, and a user's first is "
                 "never a target; move the moments, or raise the shares"
             )

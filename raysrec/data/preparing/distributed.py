@@ -73,7 +73,7 @@ def prepare_in_tasks(config: DataConfig, directory: Place, run: Run, *, after_re
 
     Raises:
         SourceError: The source cannot be read.
-        ValueError: Nothing is left after filtering.
+        LastingError: Nothing is left after filtering.
     """
     scratch = directory / f"{SCRATCH}{uuid.uuid4().hex}"  # others may be writing the same
     scratch.filesystem.create_dir(scratch.path)

@@ -16,6 +16,7 @@ from raysrec.config import DataConfig
 from raysrec.data.arrays import IntArray
 from raysrec.data.preparing.counts import Counts, ItemCounts
 from raysrec.data.splits import SplitRule
+from raysrec.errors import LastingError
 
 COUNTED_AT_ONCE = 1 << 20
 """Interactions that are counted together, so that counting takes little memory beside the histories."""
@@ -102,9 +103,9 @@ def number_by_position(first: IntArray) -> tuple[NDArray[np.int32], IntArray]:
     return numbers, appearing
 
 
-def nothing_left(config: DataConfig, interactions: int) -> ValueError:
+def nothing_left(config: DataConfig, interactions: int) -> LastingError:
     """The error where filtering keeps nothing."""
-    return ValueError(
+    return LastingError(
         f"data.user_interactions={config.user_interactions} and data.item_interactions={config.item_interactions}: "
         f"nothing is left of the {interactions} interactions of {config.source}; widen the intervals"
     )

@@ -31,7 +31,7 @@ def prepare_in_memory(
 
     Raises:
         SourceError: The source cannot be read.
-        ValueError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
+        LastingError: Nothing is left after filtering, or nothing to learn from, to validate or to test on.
     """
     say(f"reading {config.source}")
     interactions = read(config)
@@ -66,7 +66,7 @@ def make_histories(interactions: Interactions, config: DataConfig) -> tuple[Numb
     """Filtered, numbered and ordered histories, their items' ids, and the number of filtering rounds.
 
     Raises:
-        ValueError: Nothing is left after filtering.
+        LastingError: Nothing is left after filtering.
     """
     users, user_ids = _codes(interactions.table, "user")
     items, item_ids = _codes(interactions.table, "item")
