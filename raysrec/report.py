@@ -6,7 +6,6 @@ A sweep stands for its trials; named alone, it has a page of its own.
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
 from raysrec.command_line import run_verb
-from raysrec.metrics import shown_cutoff
 from raysrec.pages import runs_page, write_sweep_page
+from raysrec.pages.boards import boards, shown_k
 from raysrec.pages.published import DEFAULT
-from raysrec.pages.runs import named, other_rule, read_record, state_of
+from raysrec.pages.runs import Run, read_runs
 from raysrec.place import AnyPath, Place, PlaceError
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.sweep import SweepDirectory
@@ -29,55 +28,47 @@ PAGE = "report.html"
 """Where the page is written, in the folder one works in, if no other place is named."""
 
 
-def print_runs(paths: Sequence[AnyPath], *, split: str = "test") -> None:
+def print_runs(paths: Sequence[AnyPath]) -> None:
     """Print the table of these runs; the half-width of the 95 % interval stands beside each score."""
-    print(table(paths, split=split))
-    for line in remarks(paths):
+    runs = read_runs(paths)
+    print(table(runs))
+    for line in remarks(runs):
         print(line)
 
 
-def remarks(paths: Sequence[AnyPath]) -> list[str]:
+def remarks(runs: Sequence[Run]) -> list[str]:
     """A line for each time that a finished run had to go on, and why, and for scores that cannot be read."""
     lines = []
-    for name, run in named(paths):
-        problems: list[str] = []
-        record = read_record(run, problems) or {"training": {}}
-        lines += [f"{name}  {problem}" for problem in problems]
-        lines += [f"{name}  {event['at']}  {event['text']}" for event in record["training"].get("restarts", [])]
+    for run in runs:
+        lines += [f"{run.name}  {problem}" for problem in run.problems if run.state == "damaged"]
+        restarts = run.record["training"].get("restarts", []) if run.record else []
+        lines += [f"{run.name}  {event['at']}  {event['text']}" for event in restarts]
     return lines
 
 
-def table(paths: Sequence[AnyPath], *, split: str = "test", style: str = "simple") -> str:
-    """The rows of these runs, best NDCG first, and one popularity row per data set.
+def table(runs: Sequence[Run], *, split: str = "test", style: str = "simple") -> str:
+    """The rows of these runs, best NDCG first, and a popularity row below those that ranked the same targets.
 
     Scores are those at 10; at the largest cut-off there is, if none of the runs computed them at 10.
 
     Args:
-        paths: Run directories; those without scores are listed, and why.
+        runs: Those without scores are listed, and why.
         split: `test` or `validation`.
         style: A format of tabulate, for example `github`.
     """
-    records = [(name, run, read_record(run, [])) for name, run in named(paths)]
-    finished = [(name, record) for name, _, record in records if record]
-    names = [name for _, record in finished for name in record["splits"][split]["model"]]
-    k = shown_cutoff(name for name in names if not name.startswith("coverage"))
+    k = shown_k(runs, split)
     metrics = [f"hr@{k}", f"ndcg@{k}", f"mrr@{k}", "coverage@10"]
-    finished.sort(key=lambda pair: (_ranked_on(pair[1]), -(_score(pair[1], split, f"ndcg@{k}") or 0.0)))
     rows: list[list[str]] = []
-    for data, group in groupby(finished, key=lambda pair: _ranked_on(pair[1])):
-        runs = list(group)
-        for run, record in runs:
-            name = run + other_rule(record)
+    for board in sorted(boards(runs, split=split, metric=f"ndcg@{k}"), key=lambda board: board.title + board.rule):
+        rule = f", {board.rule}" if board.rule else ""
+        records = [(run.name + rule, run.record) for run in board.runs if run.record]
+        for name, record in records:
             rows.append([*_row(name, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
-        rows.append(_row(f"popularity ({data})", runs[0][1]["splits"][split], "popularity", metrics))
-    rows += [[name, state_of(run, None)] for name, run, record in records if not record]
+        counted = records[0][1]["splits"][split]
+        rows.append(_row(f"popularity ({board.title}{rule})", counted, "popularity", metrics))
+    rows += [[run.name, run.state] for run in runs if not run.record]
     headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
-
-
-def _ranked_on(record: Record) -> str:
-    """Which data and by which rule: only runs that agree on both are compared with one popularity row."""
-    return str(record["data"]) + other_rule(record)
 
 
 def _score(record: Record, split: str, metric: str) -> float | None:
@@ -120,11 +111,12 @@ def main(arguments: argparse.Namespace) -> None:
         raise RunError(f"{' '.join(arguments.runs)}: holds no run directory; runs are made by raysrec.train")
     sweeps = [folder for folder in folders if SweepDirectory.is_sweep(folder)]
     paths = [path for folder in folders for path in (_trials(folder) if folder in sweeps else [folder])]
-    print(table(paths, split=arguments.split, style=arguments.format))
-    for line in remarks(paths) if arguments.format == "simple" else []:
+    runs = read_runs(paths)
+    print(table(runs, split=arguments.split, style=arguments.format))
+    for line in remarks(runs) if arguments.format == "simple" else []:
         print(line)
     try:
-        page = _write_page(folders, sweeps, paths, arguments)
+        page = _write_page(folders, sweeps, runs, arguments)
     except (OSError, PlaceError) as error:
         if arguments.page:
             raise
@@ -134,14 +126,14 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write_page(
-    folders: Sequence[Place], sweeps: Sequence[Place], paths: Sequence[Place], arguments: argparse.Namespace
+    folders: Sequence[Place], sweeps: Sequence[Place], runs: Sequence[Run], arguments: argparse.Namespace
 ) -> Place:
     """Write the page of one sweep, or of the runs; where it is."""
     if sweeps == folders and len(sweeps) == 1:
         return write_sweep_page(sweeps[0], arguments.page)
     place = Place.of(arguments.page or PAGE)
     published = Path(arguments.published) if arguments.published else DEFAULT
-    place.write(runs_page(paths, split=arguments.split, published=published))
+    place.write(runs_page(runs, split=arguments.split, published=published))
     return place
 
 

@@ -61,7 +61,15 @@ def test_only_runs_that_ranked_the_same_targets_by_the_same_rule_are_compared(tm
     run_folder(tmp_path / "ties", seed=3, targets=1)
     run_folder(tmp_path / "strict", seed=4, evaluate={"exclude_seen": True})
     run_folder(tmp_path / "toys", seed=5, data="toys")
-    found = boards(read_runs(sorted(tmp_path.iterdir())), split="test", metric="ndcg@10")
+    runs = read_runs(sorted(tmp_path.iterdir()))
+    counted = [line.split("  ")[0] for line in report.table(runs).splitlines() if line.startswith("popularity")]
+    assert counted == [
+        "popularity (ml-1m)",
+        "popularity (ml-1m (2, with other held-out items))",
+        "popularity (ml-1m, seen items left out)",
+        "popularity (toys)",
+    ]
+    found = boards(runs, split="test", metric="ndcg@10")
     assert [(board.title, board.rule, sorted(run.name for run in board.runs)) for board in found] == [
         ("ml-1m", "", ["a", "b"]),
         ("ml-1m", "seen items left out", ["strict"]),
@@ -142,7 +150,7 @@ def test_a_log_that_was_cut_off_is_read_and_a_broken_one_is_said(three):
 
 
 def test_the_page_says_what_the_files_say(three):
-    text = words_of(runs_page(three))
+    text = words_of(runs_page(read_runs(three)))
     record = json.loads((three[1] / "metrics.json").read_text())["splits"]["test"]
     for score in (record["model"]["ndcg@10"], record["popularity"]["mrr@10"]):
         assert f"{score['mean']:.4f} ±{(score['high'] - score['low']) / 2:.4f}" in text
@@ -155,12 +163,12 @@ def test_the_page_says_what_the_files_say(three):
 
 
 def test_published_figures_stand_only_beside_what_was_ranked_as_they_were(three, tmp_path):
-    assert "Beside published figures" not in words_of(runs_page(three, split="validation"))
-    assert "Beside published figures" not in words_of(runs_page(three, published=tmp_path / "none"))
+    assert "Beside published figures" not in words_of(runs_page(read_runs(three), split="validation"))
+    assert "Beside published figures" not in words_of(runs_page(read_runs(three), published=tmp_path / "none"))
 
 
 def test_a_page_needs_nothing_from_elsewhere_and_may_load_nothing(three):
-    page = runs_page(three)
+    page = runs_page(read_runs(three))
     markup = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", markup)
     assert "url(" not in markup
@@ -172,7 +180,7 @@ def test_names_are_text_wherever_they_stand(tmp_path):
     hostile = "</script><img src=x onerror=alert(1)>"
     run_folder(tmp_path / "a" / hostile.replace("/", "∕"), seed=1)
     run_folder(tmp_path / "b", seed=2, data=hostile)
-    page = runs_page([tmp_path / "a" / hostile.replace("/", "∕"), tmp_path / "b"])
+    page = runs_page(read_runs([tmp_path / "a" / hostile.replace("/", "∕"), tmp_path / "b"]))
     assert "<img" not in page.replace(_library(), "")
 
 
@@ -190,7 +198,7 @@ def test_two_runs_of_one_folder_name_are_told_apart(tmp_path):
 
 
 def test_a_page_of_nothing_finished_is_one(tmp_path):
-    page = runs_page([run_folder(tmp_path / "going", finished=False)])
+    page = runs_page(read_runs([run_folder(tmp_path / "going", finished=False)]))
     assert "0 finished, 1 not finished" in words_of(page)
 
 
@@ -198,14 +206,14 @@ def test_a_configuration_of_another_version_is_shown_as_it_stands(three):
     with (three[0] / "config.yaml").open("a") as config:
         config.write("surprise: {key: 7}\n")
     assert "of another version" in read_runs(three)[0].problems[0]
-    text = words_of(runs_page(three))
+    text = words_of(runs_page(read_runs(three)))
     assert "surprise.key" in text
     assert "of another version" in text
 
 
 def test_many_runs_are_all_in_the_table_and_the_best_are_drawn(tmp_path):
     paths = [run_folder(tmp_path / f"run-{n:02}", share=0.03 + 0.01 * n, seed=n) for n in range(14)]
-    page = runs_page(paths)
+    page = runs_page(read_runs(paths))
     assert "Plots show the 8 best runs; 6 others stand in the tables." in words_of(page)
     drawn = json.loads(re.search(r'data-plot="plot-1-3-1">(.*?)</script>', page, re.S)[1])
     assert len(drawn["data"]) == 8
@@ -286,7 +294,7 @@ def test_a_sweep_among_runs_stands_for_its_trials(three, monkeypatch, capsys, tm
 def test_a_folder_that_is_no_run_is_refused_before_a_page_is_written(three, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"empty: is no run, it has no config\.yaml"):
-        runs_page([*three, tmp_path / "empty"])
+        read_runs([*three, tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from run_folders import run_folder
 
 from raysrec.pages import SweepResults, runs_page, sweep_page
+from raysrec.pages.runs import read_runs
 from raysrec.sweep import CurvePoint, TrialRecord
 
 CHROMIUM = next(
@@ -43,7 +44,7 @@ def test_every_plot_of_runs_is_drawn_and_the_console_is_silent(tmp_path):
         run_folder(tmp_path / "runs" / "worse", model="mamba4rec", seed=2),
         run_folder(tmp_path / "runs" / "going", model="sasrec", finished=False),
     ]
-    (tmp_path / "page.html").write_text(runs_page(paths))
+    (tmp_path / "page.html").write_text(runs_page(read_runs(paths)))
     dom, console = opened(tmp_path / "page.html", "--blink-settings=preferredColorScheme=0")
     assert console == []
     figures = drawn(dom)

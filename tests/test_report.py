@@ -6,7 +6,7 @@ import pytest
 from raysrec import report
 from raysrec.command_line import run_verb
 from raysrec.config.loading import validate
-from raysrec.report import table
+from raysrec.pages.runs import read_runs
 from raysrec.run_directory import RunDirectory, RunError
 
 
@@ -31,7 +31,7 @@ def run(tmp_path):
 
     def make(name, ndcg=None, data="ml-1m", ks=(5, 10), workers=2, exclude_seen=False, **more):
         directory = RunDirectory(tmp_path / name)
-        directory.start(validate({"model": {"name": "recgrela"}}), "fingerprint")
+        directory.start(validate({"model": {"name": "recgrela"}, "data": {"name": data}}), "fingerprint")
         if ndcg is not None:
             own = {key: value for k in ks for key, value in at(k, ndcg).items()}
             test = split_of(own, {key: value for k in ks for key, value in at(k, 0.02).items()})
@@ -66,6 +66,10 @@ def cells(text):
 @pytest.fixture(autouse=True)
 def _pages_lie_elsewhere(monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
+def table(paths, **how):
+    return report.table(read_runs(paths), **how)
 
 
 def say(monkeypatch, *words):

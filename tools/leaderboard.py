@@ -22,13 +22,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
 from raysrec.command_line import run_verb
 from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.models import MODELS
+from raysrec.pages.published import read_published
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError
 
@@ -245,10 +245,10 @@ def _popularity(record: Mapping[str, Any]) -> Row:
 def _published(data: str) -> dict[str, list[str]]:
     """What papers print for this data set, by model."""
     found: dict[str, list[str]] = {}
-    for path in sorted((CONFIGS / "published").glob("*.yaml")):
-        paper = yaml.safe_load(path.read_text())
-        for model, scores in paper["results"].get(data, {}).items():
-            found.setdefault(model, []).append(" / ".join(f"{score:.4f}" for score in scores) + f" ({paper['source']})")
+    for figure in read_published(CONFIGS / "published"):
+        if figure.data == data:
+            scores = " / ".join(f"{score:.4f}" for score in figure.scores.values())
+            found.setdefault(figure.model, []).append(f"{scores} ({figure.source})")
     return found
 
 

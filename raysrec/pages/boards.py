@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raysrec.metrics import PairedTest, RankSums, holm, paired_test
+from raysrec.metrics import PairedTest, RankSums, holm, paired_test, shown_cutoff
 from raysrec.pages.runs import Ranks, Run, other_rule
 
 PAIRS = 12
@@ -63,6 +63,12 @@ class Group:
     users: int
     scores: dict[str, tuple[float, float, float]]
     """By run: mean, and the bounds of its 95 % interval."""
+
+
+def shown_k(runs: Sequence[Run], split: str) -> int:
+    """The cut-off at which runs are compared: 10 if one has scores there, else the largest that one has."""
+    names = [name for run in runs if run.record for name in run.record["splits"][split]["model"]]
+    return shown_cutoff(name for name in names if not name.startswith("coverage"))
 
 
 def boards(runs: Sequence[Run], *, split: str, metric: str) -> list[Board]:

@@ -1,11 +1,10 @@
 """The page of any number of runs: how they compare, how they learned, what they were, and what is missing."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from raysrec.metrics import shown_cutoff
 from raysrec.pages import curves, figures, words
 from raysrec.pages.boards import (
     Board,
@@ -15,14 +14,14 @@ from raysrec.pages.boards import (
     groups_by_length,
     groups_by_popularity,
     score_of,
+    shown_k,
     tests_against_best,
     tests_of_pairs,
 )
 from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
 from raysrec.pages.published import DEFAULT, Published, read_published
-from raysrec.pages.runs import Run, read_runs
+from raysrec.pages.runs import Run
 from raysrec.pages.what_runs_were import problems_part, unfinished_part, what_they_were
-from raysrec.place import AnyPath
 
 DRAWN = figures.COLOURS
 """Runs of a data set that are drawn, best first; the tables have all."""
@@ -34,22 +33,17 @@ INTERVALS = (
 )
 
 
-def runs_page(paths: Iterable[AnyPath], *, split: str = "test", published: Path = DEFAULT, title: str = "") -> str:
+def runs_page(runs: Sequence[Run], *, split: str = "test", published: Path = DEFAULT, title: str = "") -> str:
     """One HTML file on these runs.
 
     Args:
-        paths: Run directories, finished or not.
+        runs: Finished or not.
         split: `test` or `validation`.
         published: Folder of what papers print; a folder that is not there gives none.
         title: Of the page.
-
-    Raises:
-        RunError: A folder is no run.
     """
-    runs = read_runs(paths)
     finished = [run for run in runs if run.record]
-    names = [name for run in finished for name in (run.record or {})["splits"][split]["model"]]
-    k = shown_cutoff(name for name in names if not name.startswith("coverage"))
+    k = shown_k(runs, split)
     found = boards(runs, split=split, metric=f"ndcg@{k}")
     printed = read_published(published)
     sections = [_section(board, printed) for board in found]
