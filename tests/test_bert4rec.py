@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from raysrec.history import HIDDEN, History
 from raysrec.models.bert4rec import BERT4Rec, BERT4RecConfig
@@ -73,10 +70,3 @@ def test_the_oldest_item_of_a_short_history_matters_unless_it_always_makes_room(
         config = BERT4RecConfig.model_validate({"max_length": 9, "oldest_makes_room": makes_room})
         model = BERT4Rec(config, 20).eval()
         assert torch.equal(model.read(history_of([1, 2, 3])), model.read(history_of([5, 2, 3]))) != matters
-
-
-def test_the_shipped_overlay_is_recboles_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "bert4rec.yaml").read_text()
-    overlay = yaml.safe_load(text)
-    assert BERT4RecConfig.model_validate(overlay["model"]) == BERT4RecConfig()
-    assert overlay["train"]["supervision"] == "cloze"

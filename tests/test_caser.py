@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History, last_items
@@ -157,10 +154,3 @@ def test_it_starts_as_the_authors_do() -> None:
         bound = (64 * height) ** -0.5
         assert 0.95 * bound < weights.abs().max() <= bound
         assert model.horizontal.bias[height - 1].abs().max() <= bound
-
-
-def test_the_shipped_overlay_is_a_window_of_ten_and_learns_one_prefix_at_a_time() -> None:
-    overlay = yaml.safe_load((Path(__file__).parent.parent / "configs" / "models" / "caser.yaml").read_text())
-    config = CaserConfig.model_validate(overlay["model"])
-    assert config == CaserConfig(max_length=10)
-    assert overlay["train"] == {"supervision": "last_position"}

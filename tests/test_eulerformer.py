@@ -1,11 +1,9 @@
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History
@@ -145,11 +143,6 @@ def test_gradients_are_finite_where_queries_and_keys_are_nothing() -> None:
 def test_an_odd_number_of_channels_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model.dim=9 is odd"):
         EulerFormerConfig(dim=9, num_heads=1)
-
-
-def test_the_shipped_overlay_is_the_default() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "eulerformer.yaml").read_text()
-    assert EulerFormerConfig.model_validate(yaml.safe_load(text)["model"]) == EulerFormerConfig()
 
 
 def test_the_contrast_is_asked_for_once_and_only_in_training() -> None:

@@ -1,8 +1,5 @@
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 
 from raysrec.history import History
 from raysrec.models.gru4rec import GRU4Rec, GRU4RecConfig
@@ -46,8 +43,3 @@ def test_it_starts_where_recbole_does() -> None:
 
 def test_the_memory_is_128_numbers() -> None:
     assert GRU4Rec(GRU4RecConfig(), 50).initial_state(3).shape == (3, 1, 128)
-
-
-def test_the_shipped_overlay_is_the_papers_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "gru4rec.yaml").read_text()
-    assert GRU4RecConfig.model_validate(yaml.safe_load(text)["model"]) == GRU4RecConfig()

@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History, last_states
@@ -116,9 +113,3 @@ def test_gradients_are_finite_where_queries_and_keys_are_nothing() -> None:
                 linear.weight.zero_()
     model.read(histories([1, 4], 6)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_the_shipped_overlay_is_the_authors_width() -> None:
-    overlay = yaml.safe_load((Path(__file__).parent.parent / "configs" / "models" / "linrec.yaml").read_text())
-    assert LinRecConfig.model_validate(overlay["model"]) == LinRecConfig(dim=128)
-    assert overlay["train"]["supervision"] == "last_position"

@@ -1,8 +1,5 @@
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.models.lrurec import LinearRecurrentUnit, LRURec, LRURecConfig
@@ -117,8 +114,3 @@ def test_every_item_has_a_bias() -> None:
 def test_the_memory_is_128_complex_numbers_per_layer() -> None:
     state = LRURec(LRURecConfig(), 50).initial_state(3)
     assert [(tuple(one.shape), one.dtype) for one in state] == [((3, 128), torch.complex64)] * 2
-
-
-def test_the_shipped_overlay_is_the_papers_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "lrurec.yaml").read_text()
-    assert LRURecConfig.model_validate(yaml.safe_load(text)["model"]) == LRURecConfig()

@@ -1,10 +1,8 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History
@@ -152,9 +150,3 @@ def test_with_positions_a_history_ends_at_max_length_and_without_it_does_not() -
         for ask in (lambda: model.step(torch.tensor([7]), state), lambda: model.encode(history_of(*[7] * 7))):  # noqa: B023
             with pytest.raises(ValueError, match="position 6 has no vector"):
                 ask()
-
-
-def test_the_shipped_overlay_is_the_papers_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "mamba4rec.yaml").read_text()
-    config = Mamba4RecConfig.model_validate(yaml.safe_load(text)["model"])
-    assert config == Mamba4RecConfig()

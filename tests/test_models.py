@@ -15,10 +15,14 @@ from torch import Tensor
 
 import raysrec
 from raysrec.config import LossConfig
+from raysrec.config.loading import load
 from raysrec.history import HIDDEN, Batch, History, last_states
 from raysrec.models import MODELS, ModelConfig, SequenceModel, build_model
 from raysrec.models.recmamba import RecMamba
 from raysrec.objective import Objective
+
+SHIPPED = {"linrec": {"dim": 128}, "caser": {"max_length": 10}}
+"""What `configs/models/` has other than a model's defaults: LinRec's width is its authors', Caser's window is short."""
 
 
 @pytest.fixture(params=variants())
@@ -54,6 +58,15 @@ def next_item_loss(model: SequenceModel, history: History) -> Tensor:
     loss = torch.nn.functional.cross_entropy(scores[:, 1:], targets - 1)
     penalty = model.penalty()
     return loss if penalty is None else loss + penalty.mean()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shipped_overlay_is_the_default_and_learns_as_the_model_can(name: str) -> None:
+    run = load([Path(__file__).parent.parent / "configs" / "models" / f"{name}.yaml"])
+    assert run.model == MODELS[name].Config.model_validate({"name": name} | SHIPPED.get(name, {}))
+    model = model_of(run.model)
+    cheapest = "every_position" if model.causal else "cloze" if model.fills_gaps else "last_position"
+    assert run.train.supervision == cheapest
 
 
 def test_states_and_vectors_have_the_declared_shapes(model: SequenceModel, config: ModelConfig) -> None:

@@ -1,8 +1,5 @@
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 
 from raysrec.history import History
 from raysrec.models.narm import NARM, NARMConfig
@@ -34,12 +31,6 @@ def test_it_is_its_equations_at_every_position() -> None:
         torch.testing.assert_close(state, model.output.weight @ torch.cat([found, last]))
 
 
-def test_reading_is_encoding_the_last_position() -> None:
-    model, given = NARM(NARMConfig(dim=4, hidden_dim=6), 20).double().eval(), history([9, 1, 4], 12)
-    states = model.encode(given)
-    torch.testing.assert_close(model.read(given), states[torch.arange(3), given.lengths - 1])
-
-
 def test_reading_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("every position was asked")
@@ -68,9 +59,3 @@ def test_it_starts_where_recbole_does() -> None:
     for weight in (model.table.weight, model.key.weight, model.query.weight, model.output.weight):
         assert weight.std().item() == pytest.approx((2 / sum(weight.shape)) ** 0.5, rel=0.05)
     assert model.gru.weight_ih_l0.abs().max().item() == pytest.approx(128**-0.5, rel=0.01)
-
-
-def test_the_shipped_overlay_is_the_papers_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "narm.yaml").read_text()
-    config = NARMConfig.model_validate(yaml.safe_load(text)["model"])
-    assert config == NARMConfig()

@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History
@@ -94,8 +91,3 @@ def test_at_the_start_an_item_leaves_most_of_the_state() -> None:
 def test_the_memory_is_512_numbers_per_layer() -> None:
     state = RecBLR(RecBLRConfig(), 50).initial_state(3)
     assert [(tuple(one.window.shape), tuple(one.memory.shape)) for one in state] == [((3, 3, 128), (3, 128))] * 2
-
-
-def test_the_shipped_overlay_is_the_papers_model_without_its_trap() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "recblr.yaml").read_text()
-    assert RecBLRConfig.model_validate(yaml.safe_load(text)["model"]) == RecBLRConfig()

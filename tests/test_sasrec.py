@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from raysrec.history import History, last_states
@@ -69,8 +66,3 @@ def test_attention_drops_as_the_rest_does_unless_told_otherwise() -> None:
 def test_heads_that_do_not_divide_the_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.dim=64 does not split into model.num_heads=3 equal heads"):
         SASRecConfig(num_heads=3)
-
-
-def test_the_shipped_overlay_is_recboles_model() -> None:
-    text = (Path(__file__).parent.parent / "configs" / "models" / "sasrec.yaml").read_text()
-    assert SASRecConfig.model_validate(yaml.safe_load(text)["model"]) == SASRecConfig()
