@@ -14,7 +14,7 @@ from raysrec.stopping import INTERRUPTED, ends_when_terminated
 
 
 def run_verb(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> NoReturn:
-    """Run a verb; what its user can mend is printed as one message without a traceback, with exit code 2.
+    """Run a verb; what its user can fix is printed as one message without a traceback, with exit code 2.
 
     Ended by SIGTERM, at whatever point, it exits with `STOPPED`; by Ctrl-C, with `INTERRUPTED`.
     """

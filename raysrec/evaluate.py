@@ -147,7 +147,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _trained(run: RunDirectory) -> TrainingState:
-    """How a training ended that was never ranked, as that of a sweep's trial; also of one that was ended early.
+    """The last state of a training that was not ranked yet: a sweep's trial, also one that was ended early.
 
     Raises:
         RunError: It has not ended.

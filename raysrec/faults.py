@@ -1,4 +1,4 @@
-"""Why a run ended, in words: what its user can mend, and memory that was too small.
+"""Why a run ended, in words: what its user can fix, and memory that was too small.
 
 Ray and torch say it in their own terms, deep in what wraps it; here stands what it means for this configuration.
 """

@@ -15,7 +15,7 @@ class Mailbox:
     checkpoint is given up.
 
     Args:
-        max_failures: So many failures in a row, with no checkpoint between them, are gone on from.
+        max_failures: Failures in a row, with no checkpoint between them, after which training is still tried again.
     """
 
     def __init__(self, max_failures: int = 0) -> None:

@@ -46,7 +46,7 @@ class Estimate:
 
     @property
     def bytes(self) -> int:
-        """In all."""
+        """Of all parts together."""
         return sum(part.bytes for part in self.parts)
 
     def __str__(self) -> str:

@@ -239,7 +239,7 @@ class Place:
         with suppress(OSError):  # many may use a bucket's files and not look at the bucket
             exists = self.filesystem.get_file_info(bucket).type != fs.FileType.NotFound
         if not exists:
-            raise PlaceError(f"{self}: there is no bucket {bucket}; make it, or mend its name or the endpoint")
+            raise PlaceError(f"{self}: there is no bucket {bucket}; make it, or fix its name or the endpoint")
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,7 @@ from raysrec.tracking.mlflow_run import require_mlflow
 
 
 def refuse_impossible(config: RunConfig) -> None:
-    """Nothing, unless it can be said before anything starts that this cannot be trained.
+    """Refuse, before anything starts, what cannot be trained.
 
     Raises:
         RunError: There are more workers than streams.

@@ -105,7 +105,7 @@ class Ranker:
         run: Directory of the run whose model ranks.
         prepared: Folder of its data.
         config_json: How to rank.
-        device: On which.
+        device: Where the model computes.
     """
 
     def __init__(self, run: str, prepared: str, config_json: str, device: torch.device) -> None:
@@ -139,7 +139,7 @@ class ValidationRanker:
         weights: A reference to them, in Ray's object store.
         prepared: Folder of the data.
         config_json: How to rank.
-        device: On which.
+        device: Where the model computes.
     """
 
     def __init__(self, weights: Any, prepared: str, config_json: str, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Somebody asks this process to end: it is told so in time to save first, and ends with one status in every verb."""
+"""Graceful shutdown: SIGTERM and Ctrl-C leave time to save, and every verb then ends with the same exit status."""
 
 import os
 import signal

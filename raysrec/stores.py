@@ -113,7 +113,7 @@ def failure_of(error: OSError, options: dict[str, str]) -> str | None:
 
 
 _CAUSES = {
-    "NO_SUCH_BUCKET|NoSuchBucket": "there is no such bucket; make it, or mend its name or the endpoint",
+    "NO_SUCH_BUCKET|NoSuchBucket": "there is no such bucket; make it, or fix its name or the endpoint",
     "ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY_ID|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN_ID|MISSING_AUTH|"
     "HTTP status 40[13]|PERMISSION_DENIED|UNAUTHENTICATED": "the store refuses access: the credentials are wrong or "
     "missing, or may not do this; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE and "

@@ -81,11 +81,11 @@ def test_what_a_user_can_mend_is_printed_and_what_nobody_foresaw_keeps_its_trace
         run_verb(main, argparse.ArgumentParser())
 
     monkeypatch.setattr(sys, "argv", ["verb"])
-    for error in (ConfigError("mend this"), FileNotFoundError("mend this")):
+    for error in (ConfigError("fix this"), FileNotFoundError("fix this")):
         with pytest.raises(SystemExit) as stopped:
             fail_with(error)
         assert stopped.value.code == 2
-        assert capsys.readouterr().err == "error: mend this\n"
+        assert capsys.readouterr().err == "error: fix this\n"
     for bug in (RuntimeError("a bug"), ValueError("a bug")):  # NumPy's and torch's are of the second kind
         with pytest.raises(type(bug), match="a bug"):
             fail_with(bug)

@@ -60,7 +60,7 @@ def test_parquet_times_become_whole_seconds(tmp_path, times, expected, floored):
         ({"time": ["1"]}, "a.parquet: column time is string, expected numbers or timestamps"),
         (
             {"time": [float("nan")]},
-            "a.parquet: column time is not finite, expected a number; mend or delete the row (row 1)",
+            "a.parquet: column time is not finite, expected a number; fix or delete the row (row 1)",
         ),
         ({"time": pa.nulls(1, pa.int64())}, "a.parquet: column time is empty, expected a number"),
         ({"time": [1e30]}, "a.parquet: column time holds a number which no 64-bit integer holds"),

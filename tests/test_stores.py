@@ -113,7 +113,7 @@ def test_a_missing_source_in_a_store_names_its_neighbour_and_a_missing_bucket_it
     with pytest.raises(SourceError, match=r"data.source=s3://.*/b\.csv: there is no such file; did you mean a\.csv\?"):
         read(data_config(str(source.at(source.path.replace("a.csv", "b.csv"))), ""))
     for name in ("s3://no-such-bucket/a.csv", "s3://no-such-bucket/*.csv"):
-        with pytest.raises(PlaceError, match=r"there is no bucket no-such-bucket; make it, or mend its name"):
+        with pytest.raises(PlaceError, match=r"there is no bucket no-such-bucket; make it, or fix its name"):
             read(data_config(name, "", format="csv"))
 
 
@@ -341,7 +341,7 @@ def test_a_missing_bucket_is_said_before_anything_is_read(s3, tmp_path, monkeypa
     monkeypatch.setattr("raysrec.data.preparing.in_memory.read", None)
     settings = [f"data.source={tmp_path}/a.csv", "data.prepared=s3://no-such-bucket/prepared"]
     error = error_of(settings, tmp_path, monkeypatch, capsys)
-    assert "there is no bucket no-such-bucket; make it, or mend its name or the endpoint" in error
+    assert "there is no bucket no-such-bucket; make it, or fix its name or the endpoint" in error
 
 
 def test_each_byte_leaves_the_store_once_in_an_epoch_of_two_workers(s3, proxy, monkeypatch):
@@ -398,7 +398,7 @@ def test_googles_store_is_used_like_any_other(gs, tmp_path):
     assert PreparedData.open(stored.directory) == stored
     tables = zip(read_directly(stored.row_groups()), read_directly(here.row_groups()), strict=True)
     assert all(one.equals(other) for one, other in tables)
-    with pytest.raises(PlaceError, match="there is no bucket no-such-bucket; make it, or mend its name"):
+    with pytest.raises(PlaceError, match="there is no bucket no-such-bucket; make it, or fix its name"):
         prepare(data_config(gs.replace("raysrec", "no-such-bucket/*.csv", 1), tmp_path, format="csv"))
     (bucket / "prepared").delete()
     assert not stored.directory.exists()

@@ -112,7 +112,7 @@ def wait_for_data_nodes(places: Sequence[Place], scale: ScaleConfig) -> dict[str
 
 
 def refuse(answers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nothing if all machines, by their addresses, can do their part.
+    """Refuse machines, given by their addresses, that cannot do their part.
 
     Raises:
         ClusterError: Some cannot.
@@ -140,7 +140,7 @@ _SAME = "install the same everywhere (constraints.txt has the versions), or use 
 
 
 def refuse_other_versions(expected: Mapping[str, str]) -> None:
-    """Nothing if this process has the versions that the driver has.
+    """Refuse to work where this process has other versions than the driver.
 
     Raises:
         ClusterError: It has others.
@@ -152,7 +152,7 @@ def refuse_other_versions(expected: Mapping[str, str]) -> None:
 
 
 def refuse_fleeting(config: RunConfig) -> None:
-    """Nothing, unless this is a submitted job that would write into the folder which Ray unpacked for it.
+    """Refuse a submitted job that would write into the folder which Ray unpacked for it.
 
     Raises:
         ClusterError: What it writes would go with the job.

@@ -95,7 +95,7 @@ def ray_session(scale: ScaleConfig, *, cpus: int = 0) -> Iterator[None]:
 
     Raises:
         ClusterError: Ray does not start, or the cluster cannot be reached.
-        ReadableError: A task or worker met something that its user can mend: a store that fails, a damaged file.
+        ReadableError: A task or worker met something that its user can fix: a store that fails, a damaged file.
     """
     apply_settings()
     local = not in_cluster()
@@ -186,7 +186,7 @@ def _refuse_silent(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except OSError as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address}: nobody answers there ({error}); start the cluster, mend the address, or unset it "
+            f"RAY_ADDRESS={address}: nobody answers there ({error}); start the cluster, fix the address, or unset it "
             "to start a Ray here"
         ) from None
 

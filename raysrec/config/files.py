@@ -12,7 +12,7 @@ from raysrec.place import AnyPath, Place
 
 
 class ConfigError(LastingError):
-    """A configuration that cannot be run; each line of the text is one thing to mend."""
+    """A configuration that cannot be run; each line of the text is one thing to fix."""
 
 
 class Kind(NamedTuple):

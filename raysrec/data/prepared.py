@@ -59,7 +59,7 @@ def whole(file: Place, part: str = "") -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if isinstance(error, OSError) and error.errno:
-            raise PlaceError(f"{where}cannot be read: {reason}; mend this machine's storage and run again") from error
+            raise PlaceError(f"{where}cannot be read: {reason}; fix this machine's storage and run again") from error
         raise PreparedDataError(f"{where}is damaged ({reason}){PREPARE_AGAIN}") from error
 
 

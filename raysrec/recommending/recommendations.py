@@ -104,7 +104,7 @@ class RecommendationFolder:
         if not (self.work / "_manifest.json").is_file():  # else a process was killed while it let the folder appear
             if self._holds_parts_alone():
                 raise FolderError(
-                    f"--output {self.place}: holds some parts of recommendations that cannot be gone on with; name "
+                    f"--output {self.place}: holds some parts of recommendations that cannot be resumed; name "
                     "another folder, or --fresh to throw them away"
                 )
             self._refuse_others(self.place, ())

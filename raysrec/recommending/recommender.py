@@ -58,8 +58,8 @@ class Recommender:
     """What recommends in an actor: `recommender((3, [6, 7]))` writes part 3, of row groups 6 and 7 of the data.
 
     Args:
-        wanted: What.
-        device: On which.
+        wanted: Which recommendations, of which run.
+        device: Where the model computes.
     """
 
     def __init__(self, wanted: Wanted, device: torch.device) -> None:
@@ -89,7 +89,7 @@ def recommended(
 
     Args:
         model: Scores the items.
-        config: How.
+        config: The run.
         asked: Whom to recommend to.
         item_ids: External ids, at the index of the item's number.
         k: Length of a list.

@@ -73,7 +73,7 @@ class Training:
         read: Reads row groups.
         num_targets: Of an epoch.
         device: Where this worker computes.
-        worker: Its number.
+        worker: Number of this worker, from 0.
         num_workers: How many there are, in torch's process group if more than one.
         owner: The start of the training that it belongs to; a later start takes over.
         beside: Ranks validation users while the next epoch is learned; the workers do it themselves if nobody does.

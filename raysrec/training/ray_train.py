@@ -1,4 +1,4 @@
-"""What we hang into Ray Train: how its workers find each other, listen, and what is told when they fail."""
+"""Our hooks into Ray Train: how its workers find each other, listen, and what is told when they fail."""
 
 import math
 import re

@@ -27,7 +27,7 @@ class Saved:
     seconds: float
     """From its beginning to its end, in the background."""
     stalled_s: float
-    """Of them, those that training waited."""
+    """Those of these seconds during which training stood still."""
     bytes: int
     """Of all files."""
     problem: str
@@ -46,7 +46,7 @@ class Saver:
     command that started them is killed, and what they would write is that of the next start to write.
 
     Args:
-        checkpoints: Where to.
+        checkpoints: Where they are saved.
         owner: The start of the training that this worker belongs to.
         fingerprint: Of the prepared data.
         keep: So many checkpoints stay.

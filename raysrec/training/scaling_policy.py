@@ -1,4 +1,4 @@
-"""How many workers Ray Train starts, and when, where nodes come and go; hung into its own two policies.
+"""How many workers Ray Train starts, and when, where nodes come and go: our hooks into its two policies.
 
 Where the number may change, Ray Train by itself fills machines with workers to the last CPU, and they wait for ever for
 data that nobody has room to read; it stops a training for CPUs that somebody else holds; and it throws away what was

@@ -35,7 +35,7 @@ class Validation:
     Args:
         model: What is ranked with; not the model that learns.
         data: Whose validation users are ranked.
-        config: How.
+        config: The run.
         read: Reads row groups.
         worker: This worker's number.
         num_workers: How many there are.
@@ -99,7 +99,7 @@ def ranked_beside(data: PreparedData, config: RunConfig, say: Callable[[str], No
 
     Args:
         data: Whose validation users are ranked.
-        config: How.
+        config: The run.
         say: Is told when an actor has died.
     """
     work = units_of(data, config)

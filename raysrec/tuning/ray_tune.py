@@ -1,4 +1,4 @@
-"""What we hang into Ray Tune: which trial is next, what trials tell, and its rules for ending some early.
+"""Our hooks into Ray Tune: which trial is next, what trials tell, and its rules for ending some early.
 
 Tune starts trials and starts them again where their process is lost. What it writes for itself is thrown away: a sweep
 goes on from its own record, and a trial from its own checkpoints.
@@ -177,7 +177,7 @@ class _Begin(_Unsaved, Searcher):
         return self._begin() or Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Known already."""
+        """Nothing is left to do: the book has heard of its end from the trial."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing goes on from it."""

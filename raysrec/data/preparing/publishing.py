@@ -171,7 +171,7 @@ def _rename(scratch: Path, folder: Path, is_whole: Callable[[Place], bool]) -> N
         if is_whole(Place.of(folder)):
             return
         aside = _hidden_beside(folder)
-        with suppress(FileNotFoundError):  # another process may be mending it, too
+        with suppress(FileNotFoundError):  # another process may be repairing it, too
             os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
 

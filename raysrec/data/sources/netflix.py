@@ -101,7 +101,7 @@ def _raise_first_fault(file: SourceFile) -> None:
             is_movie = bool(_MOVIE.fullmatch(text))
             fault = None if is_movie else _fault_of_rating(text) if movie else "is a rating above the first movie"
             if fault:
-                raise SourceError(f"{file}: line {number}: {fault}: {text[:80]!r}; mend or delete the line")
+                raise SourceError(f"{file}: line {number}: {fault}: {text[:80]!r}; fix or delete the line")
             movie, ratings = movie or is_movie, ratings + (not is_movie)
     if not ratings:
         raise NoInteractions(f"{file}: has no interactions; expected a line such as 1: and below it user,rating,date")

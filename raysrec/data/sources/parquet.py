@@ -140,9 +140,9 @@ def _whole_times(column: pa.ChunkedArray, what: str, unit: str) -> tuple[pa.Chun
         try:
             return dates_as_seconds(column.cast(pa.string()))
         except pa.ArrowInvalid as error:
-            raise _Fault(f"{what} holds no date such as 2005-09-06 ({error}); mend or delete the row") from None
+            raise _Fault(f"{what} holds no date such as 2005-09-06 ({error}); fix or delete the row") from None
     if pa.types.is_floating(kind):
-        _refuse(pc.invert(pc.is_finite(column)), f"{what} is not finite, expected a number; mend or delete the row")
+        _refuse(pc.invert(pc.is_finite(column)), f"{what} is not finite, expected a number; fix or delete the row")
     elif not pa.types.is_integer(kind) and not pa.types.is_decimal(kind):
         raise _Fault(f"{what} is {kind}, expected numbers or timestamps; store Unix seconds")
     try:

@@ -144,14 +144,14 @@ def _fault_of_line(line: bytes, layout: Layout, names: tuple[str, ...], places: 
     except UnicodeDecodeError:
         return f"is not UTF-8: {line[:80]!r}; {_SAVE_AS_UTF8}"
     except csv.Error as error:
-        return f"cannot be cut into fields ({error}): {line.decode()[:80]!r}; mend or delete the line"
+        return f"cannot be cut into fields ({error}): {line.decode()[:80]!r}; fix or delete the line"
     if layout.quoted and fields[-1].endswith("\n"):
-        return f"{_OPEN_QUOTE}: {line.decode()[:80]!r}; mend or delete the line"
+        return f"{_OPEN_QUOTE}: {line.decode()[:80]!r}; fix or delete the line"
     fields[-1] = fields[-1].removesuffix("\n")
     if len(fields) != len(names):
         return (
             f"has {len(fields)} fields, expected {len(names)} ({', '.join(names)}) separated by {layout.separator!r}: "
-            f"{line.decode()[:80]!r}; mend or delete the line"
+            f"{line.decode()[:80]!r}; fix or delete the line"
         )
     for place in places[:2]:
         if not fields[place]:
@@ -164,7 +164,7 @@ def fault_of_time(text: str, unit: str) -> str | None:
     """What is wrong with a time as it stands in the source, in words; None if nothing is."""
     if unit == "date":
         return _fault_of_date(text)
-    advice = "expected a number such as 978300760; mend or delete the line"
+    advice = "expected a number such as 978300760; fix or delete the line"
     if not text:
         return f"empty, {advice}"
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", text, re.ASCII):
@@ -178,7 +178,7 @@ def fault_of_time(text: str, unit: str) -> str | None:
 
 
 def _fault_of_date(text: str) -> str | None:
-    advice = "expected a date such as 2005-09-06 or 2005-09-06 12:30:00; mend or delete the line"
+    advice = "expected a date such as 2005-09-06 or 2005-09-06 12:30:00; fix or delete the line"
     if not text:
         return f"empty, {advice}"
     try:
