@@ -352,7 +352,7 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
     # Killed again, while it deletes these.
     (other / "_manifest.json").delete()
     with pytest.raises(
-        FolderError, match="holds some parts of recommendations that cannot be gone on with; name anoth"
+        FolderError, match="holds some parts of recommendations that cannot be resumed; name anoth"
     ):
         recommend(run, config, Request(k=2), f"{s3}/other")
     assert recommend(run, config, Request(k=2), f"{s3}/other", fresh=True)["files"] == manifest["files"]

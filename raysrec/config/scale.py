@@ -61,7 +61,7 @@ class ScaleConfig(Section):
     """Seconds in which a cluster must come to have room for the workers, by nodes that start or jobs that end; a Ray
     that starts here is never waited for."""
     max_failures: CountOrZero = 3
-    """Failures in a row (of a worker, a node or a store), with no checkpoint between them, after which training is still
+    """Failures in a row (of a worker, a node or a store), with no checkpoint between them, after which training is
     tried again; with one more it is given up."""
     stalled_after_s: Positive = 900.0
     """Seconds after which a worker that others wait for is taken for lost."""

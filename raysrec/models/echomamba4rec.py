@@ -145,7 +145,7 @@ class Layer(nn.Module):
         return y
 
     def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         x = self.filter(x, history.lengths)
         for pair in self.pairs[:-1]:
             x = pair(x, history.lengths)

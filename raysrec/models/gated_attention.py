@@ -73,7 +73,7 @@ class GatedAttention(nn.Module):
     def read(
         self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None, history: History
     ) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         return self._gated(last_states(x, history), last_states(self._mixed(x, seen), history))
 
     def _mixed(self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None) -> Float[Tensor, "B L D"]:

@@ -171,7 +171,7 @@ class Layer(nn.Module):
         return self._after_mamba(self.mamba(x), x)
 
     def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         return self._after_mamba(self.mamba.read(x, history), last_states(x, history))
 
     def step(self, x: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:

@@ -105,7 +105,7 @@ class MambaBlock(nn.Module):
         return out
 
     def read(self, x: Float[Tensor, "B L D"], history: History) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         y, gate = (last_states(part, history) for part in self._scan(x))
         out: Tensor = self.out(y * F.silu(gate))
         return out

@@ -246,7 +246,7 @@ class Block(nn.Module):
     def read(
         self, x: Float[Tensor, "B L D"], seen: Bool[Tensor, "B L"] | None, history: History
     ) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         attended = self.attention.read(self.attention_norm(x), seen, history)
         return self._join(last_states(x, history), self.drop_path(attended))
 

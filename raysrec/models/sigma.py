@@ -156,7 +156,7 @@ class Layer(nn.Module):
     def read(
         self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], flipped: Int[Tensor, " B"], history: History
     ) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         return self._after_mixture(last_states(x, history), self.mixture.read(x, lengths, flipped, history))
 
     def _after_mixture(
@@ -198,7 +198,7 @@ class GatedMixture(nn.Module):
     def read(
         self, x: Float[Tensor, "B L D"], lengths: Int[Tensor, " B"], flipped: Int[Tensor, " B"], history: History
     ) -> Float[Tensor, "B D"]:
-        """The same after each history's last item only."""
+        """The output at each history's last item only; other positions are computed only as far as it needs them."""
         if self.align:  # what stands there after the second flip may come from elsewhere
             return last_states(self(x, lengths, flipped), history)
         turned = flip_first(x, flipped)
