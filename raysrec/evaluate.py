@@ -5,9 +5,7 @@ baseline is ranked beside the model, in the same pass and by the same rule.
 """
 
 import argparse
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +26,11 @@ from raysrec.model_actors import done_by_actors
 from raysrec.ranker import COVERAGE_K, Ranked, Ranker, units_of
 from raysrec.report import print_runs
 from raysrec.run_directory import RunDirectory, RunError
+from raysrec.run_record import RunRecord, Score, Splits, SplitScores, TrainingSummary
 from raysrec.tracking.mlflow_run import log_test_scores
 
 
-def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[str, Any]:
+def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> Splits:
     """Rank both splits with the run's model, write `ranks.parquet`, and return the scores of each split.
 
     Raises:
@@ -39,17 +38,17 @@ def evaluate(run: RunDirectory, data: PreparedData, config: RunConfig) -> dict[s
         RuntimeError: Some user was not ranked exactly once.
     """
     ranks, recommended = _rank_with_ray(run, data, config)
-    metrics = {
+    scores = {
         split: _scores(
             ranks.filter(pc.equal(ranks["split"], split)), recommended[split], config, data.manifest.num_ranked(split)
         )
         for split in HELD_OUT
     }
     run.save_ranks(ranks)
-    return metrics
+    return Splits(**scores)
 
 
-def rank(run: RunDirectory, data: PreparedData, config: RunConfig, training: Mapping[str, Any]) -> None:
+def rank(run: RunDirectory, data: PreparedData, config: RunConfig, training: TrainingSummary) -> None:
     """Rank the held-out items by the best weights and write the scores, the last that a run needs to be finished.
 
     Args:
@@ -58,36 +57,36 @@ def rank(run: RunDirectory, data: PreparedData, config: RunConfig, training: Map
         config: Its own, but for how and on what it is ranked.
         training: How it ended, as `training_summary` has it.
     """
-    record = {
-        "data": config.data.name,
-        "model": config.model.name,
-        "prepared": str(data.directory.absolute()),
-        "split": data.manifest.split.model_dump(mode="json"),
-        "evaluate": config.evaluate.model_dump(mode="json"),
-        "training": training,
-        "splits": evaluate(run, data, config),
-    }
-    run.save_metrics(record)
+    record = RunRecord(
+        data=config.data.name,
+        model=config.model.name,
+        prepared=str(data.directory.absolute()),
+        split=data.manifest.split.model_dump(mode="json"),
+        evaluate=config.evaluate.model_dump(mode="json"),
+        training=training,
+        splits=evaluate(run, data, config),
+    )
+    run.save_record(record)
     log_test_scores(config, run.path, record)
 
 
-def training_summary(run: RunDirectory, state: TrainingState) -> dict[str, Any]:
-    """What `metrics.json` says of a run's training."""
+def training_summary(run: RunDirectory, state: TrainingState) -> TrainingSummary:
+    """How a run's training went, by its last state and its log."""
     trained = run.config()
-    return {
-        "supervision": trained.train.supervision,
-        "loss": state.loss,
-        "workers": trained.scale.max_workers,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "best_epoch": state.best_epoch,
-        "seconds": state.elapsed_s,
-        "seconds_to_best": state.best_elapsed_s,
-        "cpu_seconds": state.cpu_s,
-        "cpu_seconds_to_best": state.best_cpu_s,
-        "ended_early": not state.finished,
-        "restarts": run.restarts(),
-    }
+    return TrainingSummary(
+        supervision=trained.train.supervision,
+        loss=state.loss,
+        workers=trained.scale.max_workers,
+        epochs=state.epoch,
+        steps=state.step,
+        best_epoch=state.best_epoch,
+        seconds=state.elapsed_s,
+        seconds_to_best=state.best_elapsed_s,
+        cpu_seconds=state.cpu_s,
+        cpu_seconds_to_best=state.best_cpu_s,
+        ended_early=not state.finished,
+        restarts=tuple(run.restarts()),
+    )
 
 
 def _rank_with_ray(run: RunDirectory, data: PreparedData, config: RunConfig) -> tuple[pa.Table, dict[str, np.ndarray]]:
@@ -114,32 +113,34 @@ def _rank_table(split: str, ranked: Ranked) -> pa.Table:
     )
 
 
-def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, num_users: int) -> dict[str, Any]:
+def _scores(ranks: pa.Table, recommended: np.ndarray, config: RunConfig, num_users: int) -> SplitScores:
     users = ranks["user"].to_numpy()
     if len(users) != num_users or len(np.unique(users)) != len(users):
         raise RuntimeError(
             f"ranked {len(users)} users, {len(np.unique(users))} of them distinct, but the data has "
             f"{num_users} to rank; the ranking is not exact and is thrown away"
         )
-    scores: dict[str, Any] = {"users": len(users)}
-    for name, column in (("model", "rank"), ("popularity", "popularity_rank")):
-        sums = RankSums.of(torch.from_numpy(ranks[column].to_numpy().copy()), config.evaluate.ks)
-        intervals = sums.intervals()
-        scores[name] = {
-            key: {"mean": mean, "low": intervals[key][0], "high": intervals[key][1]}
-            for key, mean in sums.means().items()
-        }
-    scores["model"][f"coverage@{COVERAGE_K}"] = {"mean": float(recommended[1:].mean())}
-    return scores
+    coverage = {f"coverage@{COVERAGE_K}": Score(mean=float(recommended[1:].mean()))}
+    return SplitScores(
+        users=len(users),
+        model=_means(ranks["rank"], config) | coverage,
+        popularity=_means(ranks["popularity_rank"], config),
+    )
+
+
+def _means(ranks: pa.ChunkedArray, config: RunConfig) -> dict[str, Score]:
+    sums = RankSums.of(torch.from_numpy(ranks.to_numpy().copy()), config.evaluate.ks)
+    intervals = sums.intervals()
+    return {key: Score(mean=mean, low=intervals[key][0], high=intervals[key][1]) for key, mean in sums.means().items()}
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Rank again, with other `evaluate.*` or `scale.*` settings if asked, and print the table."""
     run = RunDirectory.open(arguments.run)
     config = run.config_with(arguments.overrides, only=("evaluate.", "scale."))
-    record = run.metrics()
-    training = record["training"] if record else training_summary(run, _trained(run))
-    data = PreparedData.open(run.prepared(record) if record else prepared_folder(config.data))
+    record = run.record()
+    training = record.training if record else training_summary(run, _trained(run))
+    data = PreparedData.open(run.prepared() if record else prepared_folder(config.data))
     with ray_session(config.scale):
         wait_for_nodes([data.directory, run.path], need_to_rank(config))
         rank(run, data, config, training)

@@ -80,7 +80,7 @@ def recommend(
         SourceError: A file of users cannot be read.
         FolderError: The folder cannot be written to.
     """
-    data = PreparedData.open(run.prepared(run.finished_metrics()))
+    data = PreparedData.open(run.prepared())
     refuse_impossible(config, request, data)
     started, users = time.monotonic(), request.users
     work = _Work(()) if users else _users_of(data, request)

@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
@@ -19,10 +18,8 @@ from raysrec.pages.published import DEFAULT
 from raysrec.pages.runs import Run, read_runs
 from raysrec.place import AnyPath, Place, PlaceError
 from raysrec.run_directory import RunDirectory, RunError
+from raysrec.run_record import RunRecord, Score, TrainingSummary, Who
 from raysrec.sweep import SweepDirectory
-
-Record = dict[str, Any]
-"""What `metrics.json` of a finished run says."""
 
 PAGE = "report.html"
 """Where the page is written, in the folder one works in, if no other place is named."""
@@ -41,7 +38,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     lines = []
     for run in runs:
         lines += [f"{run.name}  {problem}" for problem in run.problems if run.state == "damaged"]
-        restarts = run.record["training"].get("restarts", []) if run.record else []
+        restarts = run.record.training.restarts if run.record else ()
         lines += [f"{run.name}  {event['at']}  {event['text']}" for event in restarts]
     return lines
 
@@ -63,45 +60,37 @@ def table(runs: Sequence[Run], *, split: str = "test", style: str = "simple") ->
         rule = f", {board.rule}" if board.rule else ""
         records = [(run.name + rule, run.record) for run in board.runs if run.record]
         for name, record in records:
-            rows.append([*_row(name, record["splits"][split], "model", metrics), *_training_cells(record, f"ndcg@{k}")])
-        counted = records[0][1]["splits"][split]
-        rows.append(_row(f"popularity ({board.title}{rule})", counted, "popularity", metrics))
+            rows.append([*_row(name, record, split, "model", metrics), *_training_cells(record, f"ndcg@{k}")])
+        rows.append(_row(f"popularity ({board.title}{rule})", records[0][1], split, "popularity", metrics))
     rows += [[run.name, run.state] for run in runs if not run.record]
     headers = ["run", "users", *metrics, f"validation ndcg@{k}", "trained in", "best at"]
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
-def _score(record: Record, split: str, metric: str) -> float | None:
-    """The model's mean; None if it was not computed at this cut-off."""
-    score = record["splits"][split]["model"].get(metric)
-    return None if score is None else float(score["mean"])
+def _row(name: str, record: RunRecord, split: str, who: Who, metrics: Sequence[str]) -> list[str]:
+    return [name, f"{record.of(split).users:,}", *(_cell(record.score(split, metric, who)) for metric in metrics)]
 
 
-def _row(name: str, scores: dict[str, Any], who: str, metrics: Sequence[str]) -> list[str]:
-    return [name, f"{scores['users']:,}", *(_cell(scores[who].get(metric)) for metric in metrics)]
-
-
-def _training_cells(record: Record, metric: str) -> list[str]:
-    training, validation = record["training"], _score(record, "validation", metric)
-    workers = "1 worker" if training["workers"] == 1 else f"{training['workers']} workers"
+def _training_cells(record: RunRecord, metric: str) -> list[str]:
+    training, validation = record.training, record.score("validation", metric)
+    workers = "1 worker" if training.workers == 1 else f"{training.workers} workers"
     return [
-        "" if validation is None else f"{validation:.4f}",
-        f"{training['seconds']:.0f} s, {workers}{_how_it_went(training)}",
-        f"epoch {training['best_epoch']}, {training['seconds_to_best']:.0f} s",
+        f"{validation.mean:.4f}" if validation else "",
+        f"{training.seconds:.0f} s, {workers}{_how_it_went(training)}",
+        f"epoch {training.best_epoch}, {training.seconds_to_best:.0f} s",
     ]
 
 
-def _how_it_went(training: dict[str, Any]) -> str:
-    count = sum(event["kind"] == "start" for event in training.get("restarts", []))
+def _how_it_went(training: TrainingSummary) -> str:
+    count = sum(event["kind"] == "start" for event in training.restarts)
     restarted = f", {count} restart{'s' * (count > 1)}" if count else ""
-    return restarted + ", ended early" * bool(training.get("ended_early"))
+    return restarted + ", ended early" * training.ended_early
 
 
-def _cell(value: dict[str, float] | None) -> str:
-    if value is None:
+def _cell(score: Score | None) -> str:
+    if score is None:
         return ""
-    half = f" ±{(value['high'] - value['low']) / 2:.4f}" if "low" in value else ""
-    return f"{value['mean']:.4f}{half}"
+    return f"{score.mean:.4f}" + ("" if score.half is None else f" ±{score.half:.4f}")
 
 
 def main(arguments: argparse.Namespace) -> None:

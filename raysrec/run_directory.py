@@ -32,6 +32,7 @@ from raysrec.mailbox import Event
 from raysrec.models import SequenceModel
 from raysrec.place import AnyPath, Place
 from raysrec.provenance import provenance
+from raysrec.run_record import DamagedRecord, RunRecord
 from raysrec.saved_model import WEIGHTS, is_saved, load_model, save_model
 
 FREE = ("scale.", "checkpoint.", "storage.", "data.prepared", "data.distributed", "evaluate.device")
@@ -206,40 +207,45 @@ class RunDirectory:
         """Are there weights to use? They come when training is over; where it only stands still there are none."""
         return is_saved(self.model_directory)
 
-    def metrics(self) -> dict[str, Any] | None:
-        """What `metrics.json` says; None while the run is not finished.
+    def record(self) -> RunRecord | None:
+        """What `metrics.json` says; None while the run is not ranked.
 
         Raises:
             RunError: The file is damaged.
         """
-        return _parsed(self.metrics_file) if self.metrics_file.is_file() else None
+        if not self.metrics_file.is_file():
+            return None
+        try:
+            return RunRecord.parse(self.metrics_file.read_text())
+        except (UnicodeDecodeError, DamagedRecord) as error:
+            raise RunError(f"{self.metrics_file}: {error}") from None
 
     def is_finished(self) -> bool:
         """Was it trained to its end, and ranked?"""
-        record = self.metrics()
-        return record is not None and not record.get("training", {}).get("ended_early")
+        record = self.record()
+        return record is not None and not record.training.ended_early
 
-    def save_metrics(self, record: Mapping[str, Any]) -> None:
+    def save_record(self, record: RunRecord) -> None:
         """Write the scores, last of all: they say that the run is finished."""
-        self.metrics_file.write(json.dumps(record, indent=2) + "\n")
+        self.metrics_file.write(record.text())
 
-    def finished_metrics(self) -> dict[str, Any]:
+    def ranked_record(self) -> RunRecord:
         """What `metrics.json` says: the scores, and the data they were reached on.
 
         Raises:
-            RunError: The run is not finished, or the file is damaged.
+            RunError: The run is not ranked, or the file is damaged.
         """
-        if (found := self.metrics()) is None:
+        if (found := self.record()) is None:
             raise RunError(f"{self.path}: has not finished training; run raysrec.train again to let it go on")
         return found
 
-    def prepared(self, record: Mapping[str, Any]) -> str:
+    def prepared(self) -> str:
         """The folder of the data on which the scores of `metrics.json` were reached.
 
         Raises:
-            RunError: It does not say.
+            RunError: It does not say, or the run is not ranked.
         """
-        if not isinstance(found := record.get("prepared"), str):
+        if not (found := self.ranked_record().prepared):
             raise RunError(
                 f"{self.metrics_file}: does not say `prepared`, the folder of its data; copy it again from where the "
                 "run was made"

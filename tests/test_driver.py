@@ -1,6 +1,7 @@
 """What the driver of a training refuses before a cluster starts, and how it ends when it is asked to."""
 
 import pytest
+from run_folders import record_of
 
 from raysrec.checkpoints import TrainingState
 from raysrec.config.loading import validate
@@ -33,7 +34,7 @@ def test_a_folder_that_holds_a_sweep_is_left_alone(config, fresh):
 
 def test_what_is_left_of_a_run_counts_for_no_other_settings(config):
     run = RunDirectory(config.run_directory)
-    run.save_metrics({"splits": {}})
+    run.save_record(record_of())
     with pytest.raises(RunError, match=r"one holds a part of a run, without its config\.yaml; delete it"):
         train(config)
 

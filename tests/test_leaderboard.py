@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folders import record_of
 
 from raysrec.models import MODELS
 from raysrec.stopping import ends_when_terminated
@@ -36,12 +36,15 @@ def finished(root, name, ndcg, seconds=100.0, exclude_seen=False):
     data, model = name.removesuffix(name[name.index("-seed") :]).rsplit("-", 1)
     arguments = parse("--root", root, "--data", data)
     leaderboard.RunDirectory(root / name).start(job(arguments, data, model, int(name[-1])).config(), "f")
-    record = {
-        "training": training,
-        "splits": {"test": scores},
-        "evaluate": {"exclude_seen": exclude_seen, "ks": [5, 10, 20]},
-    }
-    (root / name / "metrics.json").write_text(json.dumps(record))
+    scores |= {"users": 6040}
+    leaderboard.RunDirectory(root / name).save_record(
+        record_of(
+            data=data,
+            training=training,
+            splits={"validation": scores, "test": scores},
+            evaluate={"exclude_seen": exclude_seen, "ks": [5, 10, 20]},
+        )
+    )
 
 
 def test_every_model_and_data_set_of_the_default_board_has_a_config():

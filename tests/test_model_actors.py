@@ -49,7 +49,7 @@ def finished(tmp_path, monkeypatch):
 def test_an_actor_that_is_killed_changes_no_rank(local_ray, finished, monkeypatch):
     run, config, data = finished
     monkeypatch.setattr(ranking_verb, "Ranker", MortalRanker)
-    metrics = evaluate(run, data, config)
+    scores = evaluate(run, data, config)
     assert (run.path / "died").is_file()
     ranks = pq.read_table(run.ranks_file)
     model, found = run.load_model(), ranks.to_pydict()
@@ -61,25 +61,25 @@ def test_an_actor_that_is_killed_changes_no_rank(local_ray, finished, monkeypatc
     ]
     columns = (found[name] for name in ("split", "user", "rank", "popularity_rank"))
     assert sorted(zip(*columns, strict=True)) == sorted(expected)
-    assert metrics["test"]["users"] == data.manifest.num_ranked("test")
+    assert scores.test.users == data.manifest.num_ranked("test")
     test = np.array([row[2] for row in expected if row[0] == "test"])
-    assert metrics["test"]["model"]["hr@10"]["mean"] == pytest.approx((test <= 10).mean())
+    assert scores.test.model["hr@10"].mean == pytest.approx((test <= 10).mean())
 
 
 def test_what_ranks_a_run_changes_nothing_that_is_said_of_its_training(local_ray, finished, monkeypatch):
     run, config, data = finished
     assert config.scale.max_workers != run.config().scale.max_workers
     rank(run, data, config, training_summary(run, TrainingState(epoch=3, finished=True, loss="gbce")))
-    before = run.metrics()
-    training = before["training"]
-    assert (training["workers"], training["loss"]) == (run.config().scale.max_workers, "gbce")
+    before = run.record()
+    training = before.training
+    assert (training.workers, training.loss) == (run.config().scale.max_workers, "gbce")
     told = []
     monkeypatch.setattr(ranking_verb, "log_test_scores", lambda config, path, record: told.append(record))
     ranking_verb.main(Namespace(run=run.path, overrides=["evaluate.exclude_seen=true"]))
-    after = run.metrics()
-    assert (before["evaluate"]["exclude_seen"], after["evaluate"]["exclude_seen"]) == (False, True)
-    assert after["splits"] != before["splits"]
-    assert after["training"] == training
+    after = run.record()
+    assert (before.evaluate["exclude_seen"], after.evaluate["exclude_seen"]) == (False, True)
+    assert after.splits != before.splits
+    assert after.training == training
     assert told == [after]
 
 

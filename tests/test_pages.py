@@ -115,7 +115,7 @@ def test_groups_hold_every_user_once_and_their_scores_make_up_the_whole(three, g
     assert sum(group.users for group in groups) == USERS
     for run in board.runs:
         whole = sum(group.users * group.scores[run.name][0] for group in groups) / USERS
-        assert whole == pytest.approx(run.record["splits"]["test"]["model"]["ndcg@10"]["mean"], abs=1e-9)
+        assert whole == pytest.approx(run.record.splits.test.model["ndcg@10"].mean, abs=1e-9)
 
 
 def test_groups_are_named_by_what_is_in_them(three):

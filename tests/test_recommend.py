@@ -11,6 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from run_folders import record_of
 
 from raysrec import recommend as verb
 from raysrec.config.loading import validate
@@ -54,7 +55,7 @@ def run_of(folder, name, called="", **data):
         model.set_item_counts(torch.from_numpy(data.train_counts()))
         run.start(config, data.manifest.fingerprint)
         run.save_model(config, data.manifest.num_items, model.state_dict(), num_users=data.manifest.num_users)
-        run.save_metrics({"prepared": str(data.directory)})
+        run.save_record(record_of(prepared=str(data.directory)))
     return run, config, data
 
 
@@ -351,9 +352,7 @@ def test_in_a_store_it_is_whole_or_not_there_too(folder, tmp_path, s3, monkeypat
     assert {len(items) for items in pq.read_table(other.path, filesystem=other.filesystem)["items"].to_pylist()} == {2}
     # Killed again, while it deletes these.
     (other / "_manifest.json").delete()
-    with pytest.raises(
-        FolderError, match="holds some parts of recommendations that cannot be resumed; name anoth"
-    ):
+    with pytest.raises(FolderError, match="holds some parts of recommendations that cannot be resumed; name anoth"):
         recommend(run, config, Request(k=2), f"{s3}/other")
     assert recommend(run, config, Request(k=2), f"{s3}/other", fresh=True)["files"] == manifest["files"]
     manifest = recommend(run, config, Request(users=users), f"{s3}/out")

@@ -2,6 +2,7 @@ import json
 import sys
 
 import pytest
+from run_folders import record_of
 
 from raysrec import report
 from raysrec.command_line import run_verb
@@ -41,17 +42,8 @@ def run(tmp_path):
                 "seconds_to_best": 99.6,
             }  # fmt: skip
             splits = {"validation": validation, "test": test}
-            directory.save_metrics(
-                {
-                    "data": data,
-                    "model": "recgrela",
-                    "prepared": "prepared/x",
-                    "training": training,
-                    "evaluate": {"exclude_seen": exclude_seen},
-                    "splits": splits,
-                    **more,
-                }
-            )
+            known = {"data": data, "prepared": "prepared/x", "evaluate": {"exclude_seen": exclude_seen}}
+            directory.save_record(record_of(training=training, splits=splits, **known, **more))
         return directory.path
 
     return make

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folders import record_of
 
 from raysrec.config.files import ConfigError
 from raysrec.config.loading import validate
@@ -53,9 +54,9 @@ def test_a_run_is_known_by_its_folder_and_a_trial_by_that_of_its_sweep(path, lab
 
 def test_a_run_that_was_ended_early_may_go_on_although_it_was_ranked(run):
     assert not run.is_finished()
-    run.save_metrics({"training": {"ended_early": True}})
+    run.save_record(record_of(training={"ended_early": True}))
     assert not run.is_finished()
-    run.save_metrics({"training": {}})
+    run.save_record(record_of())
     assert run.is_finished()
 
 
@@ -105,15 +106,20 @@ def test_what_a_run_was_trained_with_cannot_be_set_afterwards(run):
 
 def test_metrics_say_that_a_run_is_finished(run):
     assert not run.metrics_file.exists()
-    run.save_metrics({"splits": {}})
-    assert json.loads(run.metrics_file.read_text()) == {"splits": {}}
+    assert run.record() is None
+    record = record_of(training={"loss": "softmax", "restarts": [{"kind": "start", "at": "now"}]}, prepared="a")
+    run.save_record(record)
+    assert run.record() == record
+    said = json.loads(run.metrics_file.read_text())
+    assert said["splits"]["test"]["model"] == {"ndcg@10": {"mean": 0.1}}  # nothing is said that is not known
+    assert said["training"]["restarts"] == [{"kind": "start", "at": "now"}]
 
 
 @pytest.mark.parametrize("content", [b'{"cut', b"\xff\xfe", b"[]", b"", b"[" * 100_000])
 def test_files_that_are_damaged_are_named(run, content):
     run.metrics_file.local.write_bytes(content)
-    with pytest.raises(RunError, match=r"metrics.json: "):
-        run.metrics()
+    with pytest.raises(RunError, match=r"metrics.json: .*(damaged|decode)"):
+        run.record()
     (run.path / "provenance.json").local.write_bytes(content)
     with pytest.raises(RunError, match=r"provenance.json: "):
         run.start(run.config(), "fingerprint")
@@ -165,6 +171,8 @@ def test_what_makes_a_run_look_whole_goes_first_and_its_settings_last(run, monke
 
 
 def test_scores_that_do_not_say_their_data_are_refused(run):
-    run.save_metrics({"splits": {}})
+    with pytest.raises(RunError, match=r"has not finished training"):
+        run.prepared()
+    run.save_record(record_of())
     with pytest.raises(RunError, match=r"metrics\.json: does not say `prepared`"):
-        run.prepared(run.finished_metrics())
+        run.prepared()

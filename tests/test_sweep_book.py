@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import yaml
+from run_folders import record_of
 from sweeps import lines, make_sweep, validation
 
 from raysrec import tune
@@ -283,6 +284,6 @@ def test_the_best_is_a_trial_that_did_not_fail_and_which_are_ranked_may_change(t
     tune.keep_best(sweep, book.trials)
     assert load([sweep.directory.best_file]).model.num_blocks == 1
     assert [trial.name for trial in tune.to_rank(sweep)] == ["trial-000"]
-    sweep.directory.run(book.trials[0]).save_metrics({})
+    sweep.directory.run(book.trials[0]).save_record(record_of())
     assert tune.to_rank(sweep) == []
     assert [trial.name for trial in tune.to_rank(begun("sweep.rank=all"))] == ["trial-001"]

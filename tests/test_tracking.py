@@ -12,6 +12,7 @@ import time
 import urllib.request
 
 import pytest
+from run_folders import record_of
 
 from raysrec.config.files import ConfigError
 from raysrec.config.loading import validate
@@ -39,10 +40,12 @@ VALIDATION = {
     "is_best": True,
     "validation/ndcg@10": 0.15,
 }
-RECORD = {
-    "training": {"steps": 20, "best_epoch": 1, "seconds": 8.0, "seconds_to_best": 7.5},
-    "splits": {"test": {"model": {"ndcg@10": {"mean": 0.14, "low": 0.1, "high": 0.2}, "coverage@10": {"mean": 0.5}}}},
-}
+SCORES = {"model": {"ndcg@10": {"mean": 0.14, "low": 0.1, "high": 0.2}, "coverage@10": {"mean": 0.5}}}
+SCORES |= {"users": 3, "popularity": {}}
+RECORD = record_of(
+    training={"steps": 20, "best_epoch": 1, "seconds": 8.0, "seconds_to_best": 7.5},
+    splits={"validation": SCORES, "test": SCORES},
+)
 
 has_mlflow = pytest.mark.skipif(
     importlib.util.find_spec("mlflow") is None, reason="MLflow is not installed; pip install 'raysrec[mlflow]'"

@@ -126,7 +126,7 @@ def test_validated_beside_its_workers_a_run_ends_the_same(undisturbed, folder):
 def test_ranks_do_not_depend_on_the_number_of_workers(undisturbed, folder, workers, exclude_seen):
     config = configure(folder, "undisturbed", scale__workers=workers, evaluate__exclude_seen=exclude_seen)
     data = prepare(config.data)
-    metrics = evaluate(undisturbed, data, config)
+    scores = evaluate(undisturbed, data, config)
     ranks = pq.read_table(undisturbed.ranks_file)
     expected = brute_force_ranks(undisturbed, data, config)
     found = {
@@ -136,7 +136,7 @@ def test_ranks_do_not_depend_on_the_number_of_workers(undisturbed, folder, worke
     assert found == expected
     test = np.array([rank for (split, _), rank in expected.items() if split == "test"])
     gains = np.where(test <= 10, 1 / np.log2(test + 1), 0)
-    assert metrics["test"]["model"]["ndcg@10"]["mean"] == pytest.approx(gains.mean(), abs=1e-6)
+    assert scores.test.model["ndcg@10"].mean == pytest.approx(gains.mean(), abs=1e-6)
 
 
 def brute_force_ranks(run, data, config):

@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
@@ -31,6 +30,7 @@ from raysrec.models import MODELS
 from raysrec.pages.published import read_published
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError
+from raysrec.run_record import RunRecord
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METRICS = ("hr@10", "ndcg@10", "mrr@10")
@@ -78,9 +78,10 @@ class Job:
         if changes := self.run.other_settings(self.config()):
             raise RunError(f"{self.run.path} has other settings: {changes}; take another --root, or remove it")
         asked = self.config().evaluate.model_dump(mode="json")
-        ranked = (self.run.metrics() or {}).get("evaluate", asked)
+        record = self.run.record()
+        ranked = record.evaluate if record else asked
         for key in ("exclude_seen", "ks"):  # the others change no score
-            if ranked[key] != asked[key]:
+            if ranked.get(key, asked[key]) != asked[key]:
                 raise RunError(
                     f"{self.run.path} was ranked with evaluate.{key}={json.dumps(ranked[key])}, which is not how the "
                     f"others are: python -m raysrec.evaluate {self.run.path} "
@@ -123,10 +124,10 @@ def jobs_to_do(arguments: argparse.Namespace) -> Iterator[Job]:
         for data in arguments.data:
             for model in arguments.models:
                 first, *_ = jobs = jobs_of(arguments, data, model)
-                if jobs[seed].run.metrics() is not None:
+                if jobs[seed].run.record() is not None:
                     continue
-                record = first.run.metrics()
-                if seed == 0 or (record and record["training"]["cpu_seconds"] < arguments.seeds_below):
+                record = first.run.record()
+                if seed == 0 or (record and (record.training.cpu_seconds or 0.0) < arguments.seeds_below):
                     yield jobs[seed]
 
 
@@ -202,7 +203,7 @@ def table(arguments: argparse.Namespace, data: str) -> str:
     popularity: Row | None = None
     for model in arguments.models:
         finished = [
-            (job, record) for job in jobs_of(arguments, data, model) if (record := job.run.metrics()) is not None
+            (job, record) for job in jobs_of(arguments, data, model) if (record := job.run.record()) is not None
         ]
         if finished:
             records = [record for _, record in finished]
@@ -215,31 +216,31 @@ def table(arguments: argparse.Namespace, data: str) -> str:
     return tabulate(cells, [*headers, "published hr / ndcg / mrr"], tablefmt="github", disable_numparse=True)
 
 
-def _row(model: str, config: RunConfig, records: Sequence[Mapping[str, Any]]) -> Row:
+def _row(model: str, config: RunConfig, records: Sequence[RunRecord]) -> Row:
     """What the seeds of one model reached."""
-    scores = [record["splits"]["test"]["model"] for record in records]
-    training = [record["training"] for record in records]
-    ndcgs = [score["ndcg@10"]["mean"] for score in scores]
-    took = (statistics.mean(one[f"{kind}seconds_to_best"] for one in training) for kind in ("", "cpu_"))
+    scores = {name: [record.splits.test.model[name] for record in records] for name in METRICS}
+    ndcgs = [score.mean for score in scores["ndcg@10"]]
+    training = [record.training for record in records]
+    seconds = statistics.mean(one.seconds_to_best for one in training)
+    cpu_seconds = statistics.mean(one.cpu_seconds_to_best or 0.0 for one in training)
     prefixes = config.train.prefixes_per_user
     drawn = "" if prefixes == "all" else f", {prefixes} prefixes a user"
     return Row(
         model,
-        scores={name: statistics.mean(score[name]["mean"] for score in scores) for name in METRICS},
+        scores={name: statistics.mean(one.mean for one in found) for name, found in scores.items()},
         intervals={
-            name: tuple(statistics.mean(score[name][end] for score in scores) for end in ("low", "high"))
-            for name in METRICS
+            name: (statistics.mean(one.low or 0.0 for one in found), statistics.mean(one.high or 0.0 for one in found))
+            for name, found in scores.items()
         },
-        learned_from=f"{config.train.supervision}{drawn}, {training[0]['loss']}",
+        learned_from=f"{config.train.supervision}{drawn}, {training[0].loss}",
         seeds=str(len(records)),
         spread=f"{statistics.stdev(ndcgs):.4f}" if len(ndcgs) > 1 else "",
-        seconds="{:.0f} ({:.0f})".format(*took),
+        seconds=f"{seconds:.0f} ({cpu_seconds:.0f})",
     )
 
 
-def _popularity(record: Mapping[str, Any]) -> Row:
-    scores = record["splits"]["test"]["popularity"]
-    return Row("popularity (counted)", scores={name: scores[name]["mean"] for name in METRICS})
+def _popularity(record: RunRecord) -> Row:
+    return Row("popularity (counted)", scores={name: record.splits.test.popularity[name].mean for name in METRICS})
 
 
 def _published(data: str) -> dict[str, list[str]]:

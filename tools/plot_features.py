@@ -75,9 +75,7 @@ def shared_data(runs: list[RunDirectory]) -> PreparedData:
     """
     folders = set()
     for run in runs:
-        if (record := run.metrics()) is None:
-            raise RunError(f"{run.path}: has not finished training; run raysrec.train again to let it go on")
-        folders.add(str(Place.of(record["prepared"]).absolute()))
+        folders.add(str(Place.of(run.prepared()).absolute()))
     if len(folders) > 1:
         raise RunError(f"the runs were trained on different data, {', '.join(sorted(folders))}; show one at a time")
     return PreparedData.open(folders.pop())

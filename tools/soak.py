@@ -24,6 +24,7 @@ from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
 from raysrec.config.settings import overlay
+from raysrec.data.splits import HELD_OUT
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory
 
@@ -149,12 +150,8 @@ def disturb(struck: Struck, strikes: int, rng: random.Random) -> list[list[str]]
 
 def scores(run: RunDirectory) -> dict[str, float]:
     """All means of both splits."""
-    record = run.metrics() or {}
-    return {
-        f"{split} {name}": value["mean"]
-        for split, found in record["splits"].items()
-        for name, value in found["model"].items()
-    }
+    record = run.ranked_record()
+    return {f"{split} {name}": score.mean for split in HELD_OUT for name, score in record.of(split).model.items()}
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from raysrec.metrics import PairedTest, RankSums, holm, paired_test, shown_cutoff
 from raysrec.pages.runs import Ranks, Run, other_rule
+from raysrec.run_record import Score, Who
 
 PAIRS = 12
 """Runs of a board up to which every two are tested against each other; of more, each against the best alone."""
@@ -67,7 +68,7 @@ class Group:
 
 def shown_k(runs: Sequence[Run], split: str) -> int:
     """The cut-off at which runs are compared: 10 if one has scores there, else the largest that one has."""
-    names = [name for run in runs if run.record for name in run.record["splits"][split]["model"]]
+    names = [name for run in runs if run.record for name in run.record.of(split).model]
     return shown_cutoff(name for name in names if not name.startswith("coverage"))
 
 
@@ -87,15 +88,20 @@ def boards(runs: Sequence[Run], *, split: str, metric: str) -> list[Board]:
         again = titles[:index].count((data, rule))
         title = f"{data} ({again + 1}, with other held-out items)" if again else data
         mine = [run for run in unfinished if run.data == data] if not any(board.title == data for board in made) else []
-        members.sort(key=lambda run: -(score_of(run, split, metric) or 0.0))
+        members.sort(key=lambda run: -(mean_of(run, split, metric) or 0.0))
         made.append(Board(title, rule.removeprefix(", "), members, mine, split, metric))
     return sorted(made, key=lambda board: -len(board.runs))
 
 
-def score_of(run: Run, split: str, metric: str, who: str = "model") -> float | None:
-    """A mean of a finished run, as its record says."""
-    found = run.record and run.record["splits"].get(split, {}).get(who, {}).get(metric)
-    return float(found["mean"]) if found else None
+def score_of(run: Run, split: str, metric: str, who: Who = "model") -> Score | None:
+    """One score of a run, as its record says; None where there is none."""
+    return run.record.score(split, metric, who) if run.record else None
+
+
+def mean_of(run: Run, split: str, metric: str) -> float | None:
+    """The model's mean; None where there is none."""
+    found = score_of(run, split, metric)
+    return found.mean if found else None
 
 
 def tests_against_best(board: Board) -> dict[str, Compared]:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
 from raysrec.run_directory import RunDirectory, RunError, restarts_of
+from raysrec.run_record import DamagedRecord, RunRecord
 from raysrec.saved_model import DESCRIPTION
 from raysrec.schema import date_of
 
@@ -57,7 +57,7 @@ class Run:
     path: str
     settings: Settings
     """Its configuration, with the defaults of this raysrec where it says nothing."""
-    record: dict[str, Any] | None
+    record: RunRecord | None
     """What `metrics.json` says; None where it says nothing that can be used."""
     state: str
     """`finished`; `not ranked` after a training, as most trials of a sweep; `not finished`; or `damaged`."""
@@ -90,56 +90,18 @@ class Run:
         return [event for event in self.events if event["kind"] == kind]
 
 
-class _Score(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    mean: float
-
-
-class _Split(BaseModel):
-    users: int
-    model: dict[str, _Score]
-    popularity: dict[str, _Score]
-
-
-class _Splits(BaseModel):
-    validation: _Split
-    test: _Split
-
-
-class _Training(BaseModel):
-    workers: int
-    seconds: float
-    best_epoch: int
-    seconds_to_best: float
-
-
-class _Record(BaseModel):
-    """What every `metrics.json` says; there may be more."""
-
-    data: str
-    training: _Training
-    splits: _Splits
-    split: dict[str, Any] = {}
-    evaluate: dict[str, Any] = {}
-
-
-def read_record(run: RunDirectory, problems: list[str]) -> dict[str, Any] | None:
+def read_record(run: RunDirectory, problems: list[str]) -> RunRecord | None:
     """What `metrics.json` says; None if there is none, or if it is not what a run writes, which is a problem."""
-    if (found := _json(run.metrics_file, problems)) is None:
-        return None
     try:
-        _Record.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, said = ".".join(map(str, first["loc"])), first["msg"]
-        problems.append(
-            f"its metrics.json is damaged ({where}: {said}); without it raysrec.evaluate ranks the run again"
-        )
+        return RunRecord.parse(run.metrics_file.read_text())
+    except FileNotFoundError:
         return None
-    return found
+    except (UnicodeDecodeError, DamagedRecord) as error:
+        problems.append(f"its metrics.json {error}")
+        return None
 
 
-def state_of(run: RunDirectory, record: dict[str, Any] | None) -> str:
+def state_of(run: RunDirectory, record: RunRecord | None) -> str:
     """How far a run is, by its files; see `Run.state`."""
     if record:
         return "finished"
@@ -265,10 +227,10 @@ def _split(table: pa.Table, split: str) -> Ranks:
     return Ranks(*(rows[name].to_numpy().copy() for name in ("user", "rank", "popularity_rank", "history_length")))
 
 
-def other_rule(record: dict[str, Any]) -> str:
+def other_rule(record: RunRecord) -> str:
     """How a finished run was ranked, where that is not the usual way, to be put behind a name; empty otherwise."""
-    split, words = record.get("split", {}), ""  # runs of before there was a choice say nothing of it
+    split, words = record.split, ""  # runs of before there was a choice say nothing of it
     if split.get("name") == "temporal":
         words = f", learned before {date_of(split['validate_from'])}, tested on {split['target']} items from "
         words += date_of(split["test_from"])
-    return words + (", seen items left out" if record.get("evaluate", {}).get("exclude_seen") else "")
+    return words + (", seen items left out" if record.evaluate.get("exclude_seen") else "")

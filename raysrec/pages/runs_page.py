@@ -13,6 +13,7 @@ from raysrec.pages.boards import (
     boards,
     groups_by_length,
     groups_by_popularity,
+    mean_of,
     score_of,
     shown_k,
     tests_against_best,
@@ -22,6 +23,7 @@ from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
 from raysrec.pages.published import DEFAULT, Published, read_published
 from raysrec.pages.runs import Run
 from raysrec.pages.what_runs_were import problems_part, unfinished_part, what_they_were
+from raysrec.run_record import TrainingSummary, Who
 
 DRAWN = figures.COLOURS
 """Runs of a data set that are drawn, best first; the tables have all."""
@@ -69,8 +71,8 @@ def _section(board: Board, printed: Sequence[Published]) -> Section:
 
 
 def _about(board: Board) -> str:
-    record = board.runs[0].record or {}
-    users = record["splits"][board.split]["users"]
+    record = board.runs[0].record
+    users = record.of(board.split).users if record else 0
     items = next((run.num_items for run in board.runs if run.num_items), None)
     among = f" against {items:,} items" if items else ""
     left = f"; {words.count(len(board.unfinished), 'other')} without scores" if board.unfinished else ""
@@ -112,7 +114,7 @@ def _leaderboard(board: Board, printed: Sequence[Published], numbers: dict[str, 
 
 
 def _row(run: Run, board: Board, metrics: Sequence[str], test: Compared | None, number: int | None) -> list[Cell]:
-    training = (run.record or {})["training"]
+    training = run.record.training if run.record else None
     difference = p = Cell("")
     if run is board.runs[0]:
         difference = Cell("best", sort=0.0)
@@ -121,7 +123,7 @@ def _row(run: Run, board: Board, metrics: Sequence[str], test: Compared | None, 
         between = f"[{words.signed(low)}, {words.signed(high)}]"
         difference = Cell(words.signed(test.test.difference), note=between, sort=test.test.difference)
         p = Cell(words.p_value(test.p_holm), sort=test.p_holm)
-    coverage = score_of(run, board.split, "coverage@10")
+    coverage = mean_of(run, board.split, "coverage@10")
     return [
         Cell(run.name, series=number),
         Cell(run.model),
@@ -129,20 +131,29 @@ def _row(run: Run, board: Board, metrics: Sequence[str], test: Compared | None, 
         difference,
         p,
         words.number(coverage, ".3f"),
-        words.score(score_of(run, "validation", board.metric)),
-        words.number(training.get("best_epoch")),
-        words.duration(training.get("seconds_to_best")),
-        replace(words.duration(training.get("seconds")), note="ended early" if training.get("ended_early") else ""),
+        words.score(mean_of(run, "validation", board.metric)),
+        *(_took(training) if training else []),
     ]
 
 
-def _scores(run: Run, split: str, metrics: Sequence[str], who: str) -> list[Cell]:
+def _took(training: TrainingSummary) -> list[Cell]:
+    ended_early = "ended early" if training.ended_early else ""
+    return [
+        words.number(training.best_epoch),
+        words.duration(training.seconds_to_best),
+        replace(words.duration(training.seconds), note=ended_early),
+    ]
+
+
+def _scores(run: Run, split: str, metrics: Sequence[str], who: Who) -> list[Cell]:
     return [words.score(*(_interval(run, split, metric, who) or (None,))) for metric in metrics]
 
 
-def _interval(run: Run, split: str, metric: str, who: str = "model") -> figures.Interval | None:
-    found = (run.record or {})["splits"][split][who].get(metric)
-    return (found["mean"], found.get("low", found["mean"]), found.get("high", found["mean"])) if found else None
+def _interval(run: Run, split: str, metric: str, who: Who = "model") -> figures.Interval | None:
+    if (found := score_of(run, split, metric, who)) is None:
+        return None
+    low, high = (found.mean if bound is None else bound for bound in (found.low, found.high))
+    return found.mean, low, high
 
 
 def _pairs(board: Board) -> list[Table]:
@@ -171,7 +182,7 @@ def _published_part(board: Board, printed: Sequence[Published]) -> list[Part]:
         if run is None:
             missing.setdefault(one.source, []).append(one.model)
             continue
-        own = score_of(run, board.split, board.metric)
+        own = mean_of(run, board.split, board.metric)
         gap = (own or 0.0) / one.scores[board.metric] - 1
         rows.append(
             [

@@ -85,22 +85,22 @@ def _facts(runs: Sequence[Run], numbers: dict[str, int]) -> Table:
 
 
 def _fact(run: Run, numbers: dict[str, int]) -> list[Cell]:
-    training, steps = (run.record or {}).get("training", {}), run.of_kind("step")
+    training, steps = run.record.training if run.record else None, run.of_kind("step")
     settings = run.settings
     last: dict[str, Any] = steps[-1] if steps else {}
     starts = sum(event["kind"] == "start" for event in run.restarts)
     return [
         Cell(run.name, series=numbers.get(run.name)),
         Cell(str(settings.get("train", {}).get("supervision", ""))),
-        Cell(str(training.get("loss") or settings.get("loss", {}).get("name", ""))),
+        Cell(str((training and training.loss) or settings.get("loss", {}).get("name", ""))),
         Cell(_engine(settings)),
-        Cell(words.setting(training.get("workers", settings.get("scale", {}).get("workers")))),
-        words.number(training.get("epochs", last.get("epoch"))),
-        words.number(training.get("steps", last.get("step"))),
+        Cell(words.setting(training.workers if training else settings.get("scale", {}).get("workers"))),
+        words.number(training.epochs if training else last.get("epoch")),
+        words.number(training.steps if training else last.get("step")),
         words.number(curves.mean(steps, "targets_per_s")),
         words.number(curves.mean(steps, "data_wait_share"), ".1%"),
         words.number(curves.mean(steps, "padding_share"), ".1%"),
-        words.duration(training.get("seconds", last.get("elapsed_s"))),
+        words.duration(training.seconds if training else last.get("elapsed_s")),
         Cell(str(starts), sort=starts),
         Cell(str(run.provenance.get("commit") or "unknown")),
         Cell(str(run.provenance.get("started_at", "unknown")).replace("T", " ").removesuffix("+00:00")),

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from raysrec.config.run import RunConfig
@@ -20,6 +20,7 @@ from raysrec.errors import LastingError
 from raysrec.mailbox import Event
 from raysrec.place import AnyPath, Place
 from raysrec.run_directory import RunDirectory
+from raysrec.run_record import RunRecord
 from raysrec.tracking.hyperparameters import hyperparameters
 
 FILE = "mlflow.json"
@@ -119,7 +120,7 @@ class MlflowRun:
         return True
 
 
-def log_test_scores(config: RunConfig, directory: AnyPath, record: Mapping[str, Any]) -> None:
+def log_test_scores(config: RunConfig, directory: AnyPath, record: RunRecord) -> None:
     """Write a finished run's test scores to its server, if it has one, and end it there."""
     if not config.storage.mlflow:
         return
@@ -169,16 +170,15 @@ class _Server:
         for start in range(0, len(metrics), AT_ONCE):
             self._client.log_batch(self._run, metrics=metrics[start : start + AT_ONCE])
 
-    def finish(self, record: Mapping[str, Any]) -> None:
+    def finish(self, record: RunRecord) -> None:
         """Write the scores of a finished run."""
         self._open()
         from mlflow.entities import Metric
 
-        now, step = time.time_ns() // 1_000_000, int(record["training"].get("steps", 0))
-        scores = {f"test/{name}": score["mean"] for name, score in record["splits"]["test"]["model"].items()}
-        scores |= {
-            f"training/{name}": record["training"][name] for name in ("best_epoch", "seconds", "seconds_to_best")
-        }
+        now, training = time.time_ns() // 1_000_000, record.training
+        step = training.steps or 0
+        scores = {f"test/{name}": score.mean for name, score in record.splits.test.model.items()}
+        scores |= {f"training/{name}": getattr(training, name) for name in ("best_epoch", "seconds", "seconds_to_best")}
         self._client.log_batch(self._run, metrics=[Metric(_name(k), float(v), now, step) for k, v in scores.items()])
         self._client.set_terminated(self._run)
 
