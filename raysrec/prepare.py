@@ -118,11 +118,10 @@ def main(arguments: Namespace) -> None:
 def summary(data: PreparedData) -> str:
     """What a prepared data set holds, in a few lines."""
     manifest = data.manifest
-    ranked = {split: manifest.num_ranked(split) for split in HELD_OUT}
-    cold, leaked, tied = (
-        [getattr(manifest, f"{what}_{split}_{of}") for split in HELD_OUT]
-        for what, of in (("cold", "users"), ("leaked", "targets"), ("tied", "targets"))
-    )
+    held_out = [manifest.held_out(split) for split in HELD_OUT]
+    cold = _both((counts.cold_users for counts in held_out), "of them")
+    leaked = _both((counts.leaked_targets for counts in held_out), "items")
+    tied = _both((counts.tied_targets for counts in held_out), "items")
     span = f"{date_of(manifest.first_time)} to {date_of(manifest.last_time)}"
     rows = {
         "users": f"{manifest.num_users:,} of {manifest.source_users:,}",
@@ -133,9 +132,9 @@ def summary(data: PreparedData) -> str:
         "longest": f"{manifest.longest_history:,} interactions",
         "times": f"{span} (UTC)",
         "split": str(manifest.split),
-        "ranked": f"{_both(ranked.values(), 'users')}; {_both(cold, 'of them')} with nothing to learn from",
-        "leakage": f"{_both(leaked, 'items')} lie before something that is learned from",
-        "ties in time": f"{manifest.tied_interactions:,} interactions; they decide {_both(tied, 'items')}",
+        "ranked": f"{_both((counts.users for counts in held_out), 'users')}; {cold} with nothing to learn from",
+        "leakage": f"{leaked} lie before something that is learned from",
+        "ties in time": f"{manifest.tied_interactions:,} interactions; they decide {tied}",
         "repeated": f"{manifest.repeated_interactions:,} interactions, the same item at the same time; they are kept",
         "folder": str(data.directory),
     }

@@ -1,6 +1,7 @@
 """What stands in a prepared data set's `manifest.json`: what it holds, and by which rules it was made."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +53,20 @@ class Source(Section):
     """Size of all its files as they lie on disk; 0 for the embedded source."""
     sha256: str
     """Of all its files in order, as they lie on disk; of its settings for the embedded source."""
+
+
+@dataclass(frozen=True)
+class HeldOutCounts:
+    """The manifest's counts of one split's held-out items, each of another user."""
+
+    users: int
+    """Who are ranked."""
+    cold_users: int
+    """Those of them of whom nothing is learned from."""
+    leaked_targets: int
+    """Items that lie before an interaction of another user that is learned from."""
+    tied_targets: int
+    """Items that would be others under another rule for ties."""
 
 
 class Manifest(Section):
@@ -141,4 +156,18 @@ class Manifest(Section):
 
     def num_ranked(self, split: str) -> int:
         """How many users have an item to rank in `validation` or `test`."""
-        return {"validation": self.num_validation_users, "test": self.num_test_users}[split]
+        return self.held_out(split).users
+
+    def held_out(self, split: str) -> "HeldOutCounts":
+        """What is said of `validation` or of `test`."""
+        return {
+            "validation": HeldOutCounts(
+                self.num_validation_users,
+                self.cold_validation_users,
+                self.leaked_validation_targets,
+                self.tied_validation_targets,
+            ),
+            "test": HeldOutCounts(
+                self.num_test_users, self.cold_test_users, self.leaked_test_targets, self.tied_test_targets
+            ),
+        }[split]

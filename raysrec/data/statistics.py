@@ -128,15 +128,14 @@ def _uses(data: PreparedData, found: Statistics) -> Iterator[tuple[str, str]]:
     yield "split", str(manifest.split)
     yield "to learn", f"{int(found.learned.sum()):,} interactions, {manifest.num_targets:,} targets"
     for verb, name in (("validate", "validation"), ("test", "test")):
-        users = manifest.num_ranked(name)
-        without = manifest.num_users - users
-        cold = getattr(manifest, f"cold_{name}_users")
-        leaked, tied = (getattr(manifest, f"{what}_{name}_targets") for what in ("leaked", "tied"))
+        counts = manifest.held_out(name)
+        without, leaked = manifest.num_users - counts.users, counts.leaked_targets
         yield (
             f"to {verb}",
-            f"{users:,} users; {without:,} have nothing there and are not ranked; {cold:,} were never learned from, "
-            f"nor were {found.cold_targets[name]:,} of the items\n"
-            f"{leaked:,} items ({leaked / users:.1%}) lie before something that is learned from; ties decide {tied:,}",
+            f"{counts.users:,} users; {without:,} have nothing there and are not ranked; {counts.cold_users:,} were "
+            f"never learned from, nor were {found.cold_targets[name]:,} of the items\n{leaked:,} items "
+            f"({leaked / counts.users:.1%}) lie before something that is learned from; ties decide "
+            f"{counts.tied_targets:,}",
         )
 
 
