@@ -110,6 +110,8 @@ class Saver:
             name = f"{state.name}/{snapshot.file_name}"
             own.append(self._checkpoints.save_file(name, snapshot.save).model_dump())
             kept = {epoch: self._save_kept(epoch) for epoch in sorted(state.kept_epochs & self._kept.keys())}
+        except Superseded:
+            raise
         except (OSError, ValueError) as error:
             problem = str(error)
         everyone = everyones([own, problem], self._group)
@@ -138,6 +140,8 @@ class Saver:
         try:
             self._refuse_others()
             self._checkpoints.publish(record)
+        except Superseded:
+            raise
         except (OSError, ValueError) as error:
             return str(error)
         with suppress(OSError, ValueError):  # what could not be removed now is removed next time
