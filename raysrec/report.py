@@ -12,10 +12,10 @@ from pyarrow import fs
 from tabulate import tabulate, tabulate_formats
 
 from raysrec.command_line import run_verb
+from raysrec.comparing.boards import boards, shown_k
+from raysrec.comparing.published import DEFAULT
+from raysrec.comparing.runs import RunResults, read_runs
 from raysrec.pages import runs_page, write_sweep_page
-from raysrec.pages.boards import boards, shown_k
-from raysrec.pages.published import DEFAULT
-from raysrec.pages.runs import Run, read_runs
 from raysrec.place import AnyPath, Place, PlaceError
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.run_record import RunRecord, Score, TrainingSummary, Who
@@ -33,7 +33,7 @@ def print_runs(paths: Sequence[AnyPath]) -> None:
         print(line)
 
 
-def remarks(runs: Sequence[Run]) -> list[str]:
+def remarks(runs: Sequence[RunResults]) -> list[str]:
     """A line for each time that a finished run had to go on, and why, and for scores that cannot be read."""
     lines = []
     for run in runs:
@@ -43,7 +43,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def table(runs: Sequence[Run], *, split: str = "test", style: str = "simple") -> str:
+def table(runs: Sequence[RunResults], *, split: str = "test", style: str = "simple") -> str:
     """The rows of these runs, best NDCG first, and a popularity row below those that ranked the same targets.
 
     Scores are those at 10; at the largest cut-off there is, if none of the runs computed them at 10.
@@ -115,7 +115,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write_page(
-    folders: Sequence[Place], sweeps: Sequence[Place], runs: Sequence[Run], arguments: argparse.Namespace
+    folders: Sequence[Place], sweeps: Sequence[Place], runs: Sequence[RunResults], arguments: argparse.Namespace
 ) -> Place:
     """Write the page of one sweep, or of the runs; where it is."""
     if sweeps == folders and len(sweeps) == 1:

@@ -25,12 +25,12 @@ from raysrec.cluster.nodes import wait_for_nodes
 from raysrec.cluster.placement import need_to_train, scale_to_train
 from raysrec.cluster.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.command_line import config_parser, describe_keys, run_verb
+from raysrec.comparing.importance import importances
+from raysrec.comparing.sweeps import read_sweep
 from raysrec.config.run import RunConfig
 from raysrec.data.prepared import PreparedData
 from raysrec.evaluate import rank, training_summary
 from raysrec.pages import write_sweep_page
-from raysrec.pages.importance import importances
-from raysrec.pages.sweeps import read_sweep
 from raysrec.place import PlaceError
 from raysrec.plan import plan_here, refuse_impossible
 from raysrec.prepare import find_prepared

@@ -11,18 +11,18 @@ from run_folders import ITEMS, USERS, run_folder
 
 from raysrec import report
 from raysrec.command_line import run_verb
-from raysrec.metrics import holm, paired_test
-from raysrec.pages import curves, runs_page
-from raysrec.pages.boards import (
+from raysrec.comparing.boards import (
     boards,
     groups_by_length,
     groups_by_popularity,
     tests_against_best,
     tests_of_pairs,
 )
+from raysrec.comparing.published import DEFAULT, PublishedError, read_published
+from raysrec.comparing.runs import read_runs
+from raysrec.metrics import holm, paired_test
+from raysrec.pages import curves, runs_page
 from raysrec.pages.html import Cell, Table
-from raysrec.pages.published import DEFAULT, PublishedError, read_published
-from raysrec.pages.runs import read_runs
 from raysrec.run_directory import RunError
 
 for function in (tests_against_best, tests_of_pairs):

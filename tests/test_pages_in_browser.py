@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from run_folders import run_folder
 
-from raysrec.pages import SweepResults, runs_page, sweep_page
-from raysrec.pages.runs import read_runs
+from raysrec.comparing.runs import read_runs
+from raysrec.comparing.sweeps import SweepResults
+from raysrec.pages import runs_page, sweep_page
 from raysrec.sweep import CurvePoint, TrialRecord
 
 CHROMIUM = next(

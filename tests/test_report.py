@@ -6,8 +6,8 @@ from run_folders import record_of
 
 from raysrec import report
 from raysrec.command_line import run_verb
+from raysrec.comparing.runs import read_runs
 from raysrec.config.loading import validate
-from raysrec.pages.runs import read_runs
 from raysrec.run_directory import RunDirectory, RunError
 
 

@@ -8,9 +8,9 @@ from sweeps import make_sweep
 
 from raysrec import report
 from raysrec.command_line import run_verb
-from raysrec.pages import SweepResults, sweep_page, write_sweep_page
-from raysrec.pages.importance import LEAST_TRIALS, importances
-from raysrec.pages.sweeps import pareto, read_sweep
+from raysrec.comparing.importance import LEAST_TRIALS, importances
+from raysrec.comparing.sweeps import SweepResults, pareto, read_sweep
+from raysrec.pages import sweep_page, write_sweep_page
 from raysrec.sweep import CurvePoint, SweepError, TrialRecord
 
 

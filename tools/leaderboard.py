@@ -24,10 +24,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from raysrec.command_line import run_verb
+from raysrec.comparing.published import read_published
 from raysrec.config.loading import load
 from raysrec.config.run import RunConfig
 from raysrec.models import MODELS
-from raysrec.pages.published import read_published
 from raysrec.place import Place
 from raysrec.run_directory import RunDirectory, RunError
 from raysrec.run_record import RunRecord

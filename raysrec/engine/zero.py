@@ -1,7 +1,7 @@
 """Which values of which parameters this worker's ZeRO optimizer updates, and where they lie.
 
-A ZeRO optimizer keeps flat tensors of full precision, in which runs of parameters stand one after another, and lets an
-ordinary optimizer update them. Here its layout is read off its attributes, so nothing of DeepSpeed is imported.
+A ZeRO optimizer keeps flat tensors of full precision, in which pieces of parameters stand one after another, and lets
+an ordinary optimizer update them. Here its layout is read off its attributes, so nothing of DeepSpeed is imported.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,14 +18,14 @@ from raysrec.engine.snapshot import Fragment
 
 
 @dataclass(frozen=True)
-class Run:
-    """Values of one parameter that this worker updates."""
+class Piece:
+    """Neighbouring values of one parameter that this worker updates."""
 
     name: str
     shape: tuple[int, ...]
     """Of the whole parameter."""
     start: int
-    """Where the run begins in the flattened parameter."""
+    """Where the piece begins in the flattened parameter."""
     size: int
     flat: Tensor
     """The flat tensor that holds it."""
@@ -33,15 +33,15 @@ class Run:
     """Where it begins there."""
 
     def of(self, flat: Tensor) -> Tensor:
-        """The run's values in a tensor laid out like the flat one."""
+        """The piece's values in a tensor laid out like the flat one."""
         return flat[self.offset : self.offset + self.size]
 
     def of_whole(self, whole: Tensor) -> Tensor:
-        """The run's values in the whole parameter."""
+        """The piece's values in the whole parameter."""
         return whole.flatten()[self.start : self.start + self.size]
 
     def fragment(self, flat: Tensor) -> Fragment:
-        """The run's values, to be saved."""
+        """The piece's values, to be saved."""
         return Fragment(self.of(flat).detach(), self.start, self.shape)
 
 
@@ -61,32 +61,32 @@ class Partition:
         self._model = model
         self._divides_weights = hasattr(zero, "fp32_partitioned_groups_flat")
         self._parameters: dict[str, Any] = dict(model.named_parameters())  # DeepSpeed adds attributes to them
-        runs = self._runs_of_stage_3 if self._divides_weights else self._runs_of_stage_1_and_2
-        self._runs: dict[str, Run] = {run.name: run for run in runs()}
-        for run in self._runs.values():
-            own = self._models_own(run)
-            kept = run.of(run.flat).detach().to(own.device, own.dtype)
+        pieces = self._pieces_of_stage_3 if self._divides_weights else self._pieces_of_stage_1_and_2
+        self._pieces: dict[str, Piece] = {piece.name: piece for piece in pieces()}
+        for piece in self._pieces.values():
+            own = self._models_own(piece)
+            kept = piece.of(piece.flat).detach().to(own.device, own.dtype)
             if not torch.allclose(kept, own, rtol=0, atol=0, equal_nan=True):
                 raise RuntimeError(
-                    f"{run.name}: DeepSpeed keeps its values elsewhere than expected, so that they could not be saved; "
+                    f"{piece.name}: DeepSpeed keeps its values elsewhere than expected, so they could not be saved; "
                     "drop what engine.extra changes about partitions, or install the DeepSpeed of constraints.txt"
                 )
 
     def fragments(self) -> dict[str, Fragment]:
-        """This worker's runs of weights and optimizer state; nothing is communicated."""
+        """This worker's pieces of weights and optimizer state; nothing is communicated."""
         found: dict[str, Fragment] = {}
-        for name, run in self._runs.items():
-            found[f"weights/{name}"] = run.fragment(run.flat)
-            for key, value in self._zero.optimizer.state.get(run.flat, {}).items():
-                if value.shape == run.flat.shape:
-                    found[f"optimizer/{name}/{key}"] = run.fragment(value)
-                elif run.start == 0:
+        for name, piece in self._pieces.items():
+            found[f"weights/{name}"] = piece.fragment(piece.flat)
+            for key, value in self._zero.optimizer.state.get(piece.flat, {}).items():
+                if value.shape == piece.flat.shape:
+                    found[f"optimizer/{name}/{key}"] = piece.fragment(value)
+                elif piece.start == 0:
                     found[f"optimizer/{name}/{key}"] = Fragment.whole(value)
         return found
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take this worker's runs, and the model's own copy of the weights; `settle` must follow.
+        """Take this worker's pieces, and the model's own copy of the weights; `settle` must follow.
 
         Raises:
             StateMismatch: The state does not fit.
@@ -98,13 +98,13 @@ class Partition:
         for name, value in tensors.items():
             shape = self._shape(name) if name in self._parameters else value.shape
             whole = saved_tensor(state, f"weights/{name}", shape)
-            run = self._runs.get(name)
-            if run:
-                run.of(run.flat.data).copy_(run.of_whole(whole))
+            piece = self._pieces.get(name)
+            if piece:
+                piece.of(piece.flat.data).copy_(piece.of_whole(whole))
             if not self._divides_weights or name not in self._parameters:
                 value.copy_(whole)
-            elif run:
-                self._models_own(run).copy_(run.of_whole(whole))
+            elif piece:
+                self._models_own(piece).copy_(piece.of_whole(whole))
         self._restore_optimizer(state)
 
     def settle(self) -> None:
@@ -127,10 +127,10 @@ class Partition:
             if saved:
                 kept["step"].fill_(count)
                 base.state[flat] = kept
-        for name, run in self._runs.items():
+        for name, piece in self._pieces.items():
             for key in keys - {"step"} if name in saved else ():
-                whole = saved_tensor(state, f"optimizer/{name}/{key}", run.shape)
-                run.of(fresh[run.flat][key]).copy_(run.of_whole(whole))
+                whole = saved_tensor(state, f"optimizer/{name}/{key}", piece.shape)
+                piece.of(fresh[piece.flat][key]).copy_(piece.of_whole(whole))
 
     def _flats(self) -> list[Tensor]:
         if self._divides_weights:
@@ -141,18 +141,18 @@ class Partition:
         parameter = self._parameters[name]
         return tuple(parameter.ds_shape if self._divides_weights else parameter.shape)
 
-    def _models_own(self, run: Run) -> Tensor:
-        """The run's values as the model computes with them, maybe in lower precision."""
-        parameter = self._parameters[run.name]
+    def _models_own(self, piece: Piece) -> Tensor:
+        """The piece's values as the model computes with them, maybe in lower precision."""
+        parameter = self._parameters[piece.name]
         if self._divides_weights:
             own: Tensor = parameter.ds_tensor.data
-            return own[: run.size]
-        return run.of_whole(parameter.detach())
+            return own[: piece.size]
+        return piece.of_whole(parameter.detach())
 
-    def _runs_of_stage_1_and_2(self) -> Iterator[Run]:
+    def _pieces_of_stage_1_and_2(self) -> Iterator[Piece]:
         for name, parameter in self._parameters.items():
             if (mapping := parameter._hp_mapping) is not None:
-                yield Run(
+                yield Piece(
                     name=name,
                     shape=self._shape(name),
                     start=mapping.lp_fragment_address.start,
@@ -161,12 +161,12 @@ class Partition:
                     offset=mapping.hp_fragment_address.start,
                 )
 
-    def _runs_of_stage_3(self) -> Iterator[Run]:
+    def _pieces_of_stage_3(self) -> Iterator[Piece]:
         for name, parameter in self._parameters.items():
             flat, offset, room = self._zero.grad_position[self._zero.get_param_id(parameter)]
             start = room * this_worker()
             if (size := min(parameter.ds_numel - start, room)) > 0:
-                yield Run(
+                yield Piece(
                     name=name,
                     shape=self._shape(name),
                     start=start,

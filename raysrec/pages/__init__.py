@@ -2,6 +2,5 @@
 
 from raysrec.pages.runs_page import runs_page
 from raysrec.pages.sweep_page import sweep_page, write_sweep_page
-from raysrec.pages.sweeps import SweepResults
 
-__all__ = ["SweepResults", "runs_page", "sweep_page", "write_sweep_page"]
+__all__ = ["runs_page", "sweep_page", "write_sweep_page"]

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable
 
+from raysrec.comparing.runs import RunResults
 from raysrec.mailbox import Event
 from raysrec.pages.figures import Line
-from raysrec.pages.runs import Run
 
 LOSS_POINTS = 150
 """Points of a curve of the loss; each is the mean over a stretch of training."""
 
 
-def validation(run: Run, metric: str, *, by: str) -> Line:
+def validation(run: RunResults, metric: str, *, by: str) -> Line:
     """Its validation scores.
 
     Args:
@@ -23,7 +23,7 @@ def validation(run: Run, metric: str, *, by: str) -> Line:
     return places, [event[f"validation/{metric}"] for event in found]
 
 
-def loss(run: Run) -> Line:
+def loss(run: RunResults) -> Line:
     """Its training loss by epoch, averaged over stretches."""
     steps = run.of_kind("step")
     size = max(1, -(-len(steps) // LOSS_POINTS))

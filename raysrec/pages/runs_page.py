@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from raysrec.pages import curves, figures, words
-from raysrec.pages.boards import (
+from raysrec.comparing.boards import (
     Board,
     Compared,
     Group,
@@ -19,9 +18,10 @@ from raysrec.pages.boards import (
     tests_against_best,
     tests_of_pairs,
 )
+from raysrec.comparing.published import DEFAULT, Published, read_published
+from raysrec.comparing.runs import RunResults
+from raysrec.pages import curves, figures, words
 from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
-from raysrec.pages.published import DEFAULT, Published, read_published
-from raysrec.pages.runs import Run
 from raysrec.pages.what_runs_were import problems_part, unfinished_part, what_they_were
 from raysrec.run_record import TrainingSummary, Who
 
@@ -35,7 +35,7 @@ INTERVALS = (
 )
 
 
-def runs_page(runs: Sequence[Run], *, split: str = "test", published: Path = DEFAULT, title: str = "") -> str:
+def runs_page(runs: Sequence[RunResults], *, split: str = "test", published: Path = DEFAULT, title: str = "") -> str:
     """One HTML file on these runs.
 
     Args:
@@ -113,7 +113,9 @@ def _leaderboard(board: Board, printed: Sequence[Published], numbers: dict[str, 
     return Part("Leaderboard", tables=[table], plots=plots, after=after, folded=_pairs(board))
 
 
-def _row(run: Run, board: Board, metrics: Sequence[str], test: Compared | None, number: int | None) -> list[Cell]:
+def _row(
+    run: RunResults, board: Board, metrics: Sequence[str], test: Compared | None, number: int | None
+) -> list[Cell]:
     training = run.record.training if run.record else None
     difference = p = Cell("")
     if run is board.runs[0]:
@@ -145,11 +147,11 @@ def _took(training: TrainingSummary) -> list[Cell]:
     ]
 
 
-def _scores(run: Run, split: str, metrics: Sequence[str], who: Who) -> list[Cell]:
+def _scores(run: RunResults, split: str, metrics: Sequence[str], who: Who) -> list[Cell]:
     return [words.score(*(_interval(run, split, metric, who) or (None,))) for metric in metrics]
 
 
-def _interval(run: Run, split: str, metric: str, who: Who = "model") -> figures.Interval | None:
+def _interval(run: RunResults, split: str, metric: str, who: Who = "model") -> figures.Interval | None:
     if (found := score_of(run, split, metric, who)) is None:
         return None
     low, high = (found.mean if bound is None else bound for bound in (found.low, found.high))
@@ -271,5 +273,5 @@ def _numbers_of_groups(title: str, groups: Sequence[Group]) -> Table:
     return Table(title, ["group", "users", *names], rows)
 
 
-def _key(runs: Sequence[Run], numbers: dict[str, int]) -> list[Cell]:
+def _key(runs: Sequence[RunResults], numbers: dict[str, int]) -> list[Cell]:
     return [Cell(run.name + ("" if run.record else f" ({run.state})"), series=numbers[run.name]) for run in runs]

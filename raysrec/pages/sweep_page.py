@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from raysrec.comparing.importance import LEAST_TRIALS, Importance, importances, is_number
+from raysrec.comparing.sweeps import SweepResults, pareto, read_sweep
 from raysrec.pages import figures, words
 from raysrec.pages.html import Cell, Part, Plot, Section, Table, page
-from raysrec.pages.importance import LEAST_TRIALS, Importance, importances, is_number
-from raysrec.pages.sweeps import SweepResults, pareto, read_sweep
 from raysrec.place import AnyPath, Place
 from raysrec.sweep import TrialRecord
 

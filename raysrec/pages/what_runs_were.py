@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from raysrec.comparing.runs import RunResults, Settings
 from raysrec.config.settings import flat
 from raysrec.pages import curves, words
 from raysrec.pages.html import Cell, Part, Table
-from raysrec.pages.runs import Run, Settings
 
 LEFT_OUT = ("storage.", "data.prepared")
 """Settings that say where something lies."""
@@ -15,7 +15,7 @@ FEW = 12
 """Settings that differ up to which their table is open."""
 
 
-def what_they_were(runs: Sequence[Run], numbers: dict[str, int]) -> list[Part]:
+def what_they_were(runs: Sequence[RunResults], numbers: dict[str, int]) -> list[Part]:
     """What the runs had in common, in what they differ, how they went, and where they had to start again."""
     differ = _settings(runs)
     few = all(len(table.rows) <= FEW for table in differ)
@@ -32,7 +32,7 @@ def what_they_were(runs: Sequence[Run], numbers: dict[str, int]) -> list[Part]:
     return parts
 
 
-def unfinished_part(runs: Sequence[Run], metric: str) -> Part:
+def unfinished_part(runs: Sequence[RunResults], metric: str) -> Part:
     """How far the runs without scores have come."""
     rows = []
     for run in runs:
@@ -61,13 +61,13 @@ def unfinished_part(runs: Sequence[Run], metric: str) -> Part:
     return Part("How far they came", [explained], tables=[Table("Runs without scores", headers, rows)])
 
 
-def problems_part(runs: Sequence[Run]) -> Part:
+def problems_part(runs: Sequence[RunResults]) -> Part:
     """What of the runs could not be read."""
     rows = [[Cell(run.name), Cell(problem)] for run in runs for problem in run.problems]
     return Part("Runs with something missing", tables=[Table("What is left out of this page", ["run", "what"], rows)])
 
 
-def _facts(runs: Sequence[Run], numbers: dict[str, int]) -> Table:
+def _facts(runs: Sequence[RunResults], numbers: dict[str, int]) -> Table:
     headers = [
         "run",
         "learned from",
@@ -84,7 +84,7 @@ def _facts(runs: Sequence[Run], numbers: dict[str, int]) -> Table:
     return Table("How they were trained", headers, [_fact(run, numbers) for run in runs])
 
 
-def _fact(run: Run, numbers: dict[str, int]) -> list[Cell]:
+def _fact(run: RunResults, numbers: dict[str, int]) -> list[Cell]:
     training, steps = run.record.training if run.record else None, run.of_kind("step")
     settings = run.settings
     last: dict[str, Any] = steps[-1] if steps else {}
@@ -113,7 +113,7 @@ def _engine(settings: Settings) -> str:
     return f"{engine.get('name', '')}{stage}"
 
 
-def _settings(runs: Sequence[Run]) -> list[Table]:
+def _settings(runs: Sequence[RunResults]) -> list[Table]:
     settings = [_flat(run) for run in runs]
     keys = [key for key in _keys(settings) if len({words.setting(one.get(key)) for one in settings}) > 1]
     if not keys:
@@ -125,7 +125,7 @@ def _settings(runs: Sequence[Run]) -> list[Table]:
     return [Table(caption, ["setting", *(run.name for run in runs)], rows)]
 
 
-def _common(runs: Sequence[Run]) -> Table:
+def _common(runs: Sequence[RunResults]) -> Table:
     settings = [_flat(run) for run in runs]
     keys = [key for key in _keys(settings) if len({words.setting(one.get(key)) for one in settings}) == 1]
     rows = [[Cell(key), Cell(words.setting(settings[0].get(key)))] for key in keys]
@@ -133,7 +133,7 @@ def _common(runs: Sequence[Run]) -> Table:
     return Table(caption, ["setting", "value"], rows)
 
 
-def _flat(run: Run) -> dict[str, Any]:
+def _flat(run: RunResults) -> dict[str, Any]:
     return {key: value for key, value in flat(run.settings).items() if not key.startswith(LEFT_OUT)}
 
 

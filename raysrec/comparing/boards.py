@@ -1,6 +1,6 @@
 """Which runs may be compared, and how they compare: intervals, paired tests, scores by group of users.
 
-Runs stand on one board if they ranked the same targets by the same rule. No plot and no HTML here.
+Runs stand on one board if they ranked the same targets by the same rule.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from raysrec.comparing.runs import Ranks, RunResults, other_rule
 from raysrec.metrics import PairedTest, RankSums, holm, paired_test, shown_cutoff
-from raysrec.pages.runs import Ranks, Run, other_rule
 from raysrec.run_record import Score, Who
 
 PAIRS = 12
@@ -30,8 +30,8 @@ class Board:
     title: str
     rule: str
     """How it was ranked, where that is not the usual way; empty otherwise."""
-    runs: list[Run]
-    unfinished: list[Run]
+    runs: list[RunResults]
+    unfinished: list[RunResults]
     split: str
     """Which held-out items, `test` or `validation`."""
     metric: str
@@ -42,7 +42,7 @@ class Board:
         """The metrics' cut-off."""
         return int(self.metric.rpartition("@")[2])
 
-    def ranks(self, run: Run) -> Ranks | None:
+    def ranks(self, run: RunResults) -> Ranks | None:
         """A run's ranks on this board's split."""
         return run.ranks.get(self.split)
 
@@ -66,15 +66,15 @@ class Group:
     """By run: mean, and the bounds of its 95 % interval."""
 
 
-def shown_k(runs: Sequence[Run], split: str) -> int:
+def shown_k(runs: Sequence[RunResults], split: str) -> int:
     """The cut-off at which runs are compared: 10 if one has scores there, else the largest that one has."""
     names = [name for run in runs if run.record for name in run.record.of(split).model]
     return shown_cutoff(name for name in names if not name.startswith("coverage"))
 
 
-def boards(runs: Sequence[Run], *, split: str, metric: str) -> list[Board]:
+def boards(runs: Sequence[RunResults], *, split: str, metric: str) -> list[Board]:
     """The finished runs, put where they may be compared; the board of most runs first."""
-    found: dict[tuple[str, str, str], list[Run]] = {}
+    found: dict[tuple[str, str, str], list[RunResults]] = {}
     for run in runs:
         if run.record:
             ranks = run.ranks.get(split)
@@ -93,12 +93,12 @@ def boards(runs: Sequence[Run], *, split: str, metric: str) -> list[Board]:
     return sorted(made, key=lambda board: -len(board.runs))
 
 
-def score_of(run: Run, split: str, metric: str, who: Who = "model") -> Score | None:
+def score_of(run: RunResults, split: str, metric: str, who: Who = "model") -> Score | None:
     """One score of a run, as its record says; None where there is none."""
     return run.record.score(split, metric, who) if run.record else None
 
 
-def mean_of(run: Run, split: str, metric: str) -> float | None:
+def mean_of(run: RunResults, split: str, metric: str) -> float | None:
     """The model's mean; None where there is none."""
     found = score_of(run, split, metric)
     return found.mean if found else None
@@ -160,7 +160,7 @@ def _score(ranks: np.ndarray, board: Board) -> tuple[float, float, float]:
     return (sums.means()[board.metric], *sums.intervals()[board.metric])
 
 
-def _tests(board: Board, pairs: Sequence[tuple[Run, Run]]) -> dict[tuple[str, str], Compared]:
+def _tests(board: Board, pairs: Sequence[tuple[RunResults, RunResults]]) -> dict[tuple[str, str], Compared]:
     found = []
     for a, b in pairs:
         ranks_a, ranks_b = board.ranks(a), board.ranks(b)
@@ -172,7 +172,7 @@ def _tests(board: Board, pairs: Sequence[tuple[Run, Run]]) -> dict[tuple[str, st
     return {names: Compared(test, p) for (names, test), p in zip(found, corrected, strict=True)}
 
 
-def _without_ranks_join_the_others(found: dict[tuple[str, str, str], list[Run]]) -> None:
+def _without_ranks_join_the_others(found: dict[tuple[str, str, str], list[RunResults]]) -> None:
     """A run whose ranks are gone is shown with those on the same data, by the scores of its record."""
     for data, rule, targets in list(found):
         others = [key for key in found if key[:2] == (data, rule) and key[2]]

@@ -1,7 +1,7 @@
-"""What a run has left in its directory, read for a page: scores, ranks, curves, settings, and what is missing.
+"""What a run has left in its directory, read to compare it: scores, ranks, curves, settings, and what is missing.
 
-A page is made of whatever there is. What cannot be read is said in the run's `problems` and left out; it never stops
-the page of the others.
+Whatever there is is taken. What cannot be read is said in the run's `problems` and left out; it never stops the
+comparison of the others.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResults:
     """One run directory, as far as it could be read."""
 
     name: str
@@ -102,7 +102,7 @@ def read_record(run: RunDirectory, problems: list[str]) -> RunRecord | None:
 
 
 def state_of(run: RunDirectory, record: RunRecord | None) -> str:
-    """How far a run is, by its files; see `Run.state`."""
+    """How far a run is, by its files; see `RunResults.state`."""
     if record:
         return "finished"
     if run.metrics_file.is_file():
@@ -129,7 +129,7 @@ def _longer(run: RunDirectory) -> str:
     return "/".join([*above[-1:], run.name])
 
 
-def read_runs(paths: Iterable[AnyPath]) -> list[Run]:
+def read_runs(paths: Iterable[AnyPath]) -> list[RunResults]:
     """Read run directories, in the order given.
 
     Raises:
@@ -139,12 +139,12 @@ def read_runs(paths: Iterable[AnyPath]) -> list[Run]:
     return [_read(run, name) for name, run in named(paths)]
 
 
-def _read(run: RunDirectory, name: str) -> Run:
+def _read(run: RunDirectory, name: str) -> RunResults:
     problems, place = list[str](), run.path
     settings = _settings(run, problems)
     record = read_record(run, problems)
     events = read_events(run, problems)
-    return Run(
+    return RunResults(
         name=name,
         path=str(place),
         settings=settings,

@@ -1,4 +1,4 @@
-"""What a page says of a sweep as a whole, besides the records of its trials."""
+"""A sweep as a whole, besides the records of its trials, read to compare them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
