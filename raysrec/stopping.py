@@ -1,10 +1,12 @@
 """Graceful shutdown: SIGTERM and Ctrl-C leave time to save, and every verb then ends with the same exit status."""
 
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -14,6 +16,9 @@ STOPPED = 143
 
 INTERRUPTED = 130
 """The same of one that Ctrl-C ended."""
+
+LOOK_S = 0.2
+"""Seconds between two looks at work in a thread."""
 
 
 class StopRequest:
@@ -51,6 +56,43 @@ def stop_requests() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+class Watched:
+    """Work in a thread of its own: Ray, in the main one, would take the signals that a process is asked to end by.
+
+    Args:
+        work: What is done, once `looks` begins.
+        name: The thread's.
+    """
+
+    error: BaseException | None = None
+    """What the work raised."""
+
+    def __init__(self, work: Callable[[], object], name: str) -> None:
+        self._work = work
+        self._thread = threading.Thread(target=self._guarded, daemon=True, name=name)
+
+    def looks(self, stop: StopRequest, within_s: float) -> Iterator[None]:
+        """Yields several times a second until the work has ended; once the end is asked for, no longer than this."""
+        self._thread.start()
+        deadline = math.inf
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(LOOK_S)
+            if stop and deadline == math.inf:
+                print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
+                deadline = time.monotonic() + within_s
+            yield
+
+    def wait(self, at_most_s: float) -> None:
+        """Until it has ended."""
+        self._thread.join(at_most_s)
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
 
 
 @contextmanager

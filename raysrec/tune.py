@@ -12,7 +12,6 @@ import os
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,7 +34,7 @@ from raysrec.place import PlaceError
 from raysrec.plan import plan_here, refuse_impossible
 from raysrec.prepare import find_prepared
 from raysrec.report import print_runs
-from raysrec.stopping import STOPPED, StopRequest, stop_requests
+from raysrec.stopping import STOPPED, StopRequest, Watched, stop_requests
 from raysrec.sweep.book import StoppingRule, TrialBook
 from raysrec.sweep.config import SweepConfig, SweepError
 from raysrec.sweep.loading import Sweep, load_sweep
@@ -44,10 +43,6 @@ from raysrec.sweep.table import final_table, parameters_in_words, sweep_shown
 from raysrec.train import prepare_to_learn
 from raysrec.training.driver import ask_to_stop
 from raysrec.tuning.trial import SCHEDULER
-
-ASK_AGAIN_S = 1.0
-"""Seconds between two requests that trials which have not ended yet do so: one may only just have started."""
-
 
 GIVE_UP_S = 15.0
 """Seconds in which Tune must end when no trial is left."""
@@ -131,50 +126,33 @@ def _train_all(book: TrialBook, data: PreparedData, command: Sequence[str]) -> N
         )
 
     with sweep_shown(book), stop_requests() as stop:
-        error = _in_a_thread(run, book, stop)
+        error = _until_done_or_saved(run, book, stop)
     if stop:
         raise SweepStopped(f"{sweep.directory.path}: stopped by {stop.signal}; the same command goes on")
     if error is not None:
         raise error
 
 
-def _in_a_thread(run: Callable[[threading.Event], None], book: TrialBook, stop: StopRequest) -> BaseException | None:
+def _until_done_or_saved(
+    run: Callable[[threading.Event], None], book: TrialBook, stop: StopRequest
+) -> BaseException | None:
     """Run until all trials have ended, or until those that run have saved because it was asked to stop."""
-    errors: list[BaseException] = []
-    give_up = threading.Event()
-
-    def guarded() -> None:
-        try:
-            run(give_up)
-        except BaseException as error:
-            errors.append(error)
-
-    # In a thread of its own, since Tune would take the signals that this process is asked to end by.
-    thread = threading.Thread(target=guarded, daemon=True, name="raysrec-tune")
-    thread.start()
-    directory, deadline, ask_at = book.sweep.directory, 0.0, 0.0
-    on_page = 0
-    while thread.is_alive():
-        thread.join(0.2)
-        if not stop and (ended := sum(trial.ended_at is not None for trial in book.trials)) > on_page:
+    directory, give_up, on_page = book.sweep.directory, threading.Event(), 0
+    trials = Watched(partial(run, give_up), "raysrec-tune")
+    for _ in trials.looks(stop, book.sweep.config.checkpoint.stop_within_s):
+        if stop:
+            book.close()
+            if not book.running:
+                break
+            for trial in book.running:  # again and again: one that has only just started does not hear it yet
+                ask_to_stop(directory.run(trial), stop.signal)
+        elif (ended := sum(trial.ended_at is not None for trial in book.trials)) > on_page:
             on_page = ended
             _write_page(directory)
-        if not stop:
-            continue
-        if not deadline:
-            print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
-            book.close()
-            deadline = time.monotonic() + book.sweep.config.checkpoint.stop_within_s
-        if not book.running or time.monotonic() > deadline:
-            break
-        if time.monotonic() > ask_at:
-            ask_at = time.monotonic() + ASK_AGAIN_S
-            for trial in book.running:
-                ask_to_stop(directory.run(trial), stop.signal)
     book.interrupt(book.running)
     give_up.set()
-    thread.join(GIVE_UP_S)
-    return errors[0] if errors else None
+    trials.wait(GIVE_UP_S)
+    return trials.error
 
 
 def _write_page(directory: SweepDirectory) -> None:

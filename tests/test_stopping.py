@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from raysrec.stopping import STOPPED, stop_requests
+from raysrec.stopping import LOOK_S, STOPPED, StopRequest, Watched, stop_requests
 
 PROGRAM = """
 import signal, time
@@ -54,3 +55,22 @@ def test_a_verb_with_nothing_to_save_ends_with_the_status_of_a_run_that_saved(tm
     assert said
     assert (process.returncode, errors) == (STOPPED, "stopped by SIGTERM; the same command goes on\n")
     assert not list(tmp_path.glob("*/*.json"))
+
+
+def test_work_that_is_watched_ends_by_itself_or_is_left_when_its_time_is_up():
+    def fails():
+        raise OSError("no space left")
+
+    watched = Watched(fails, "fails")
+    for _ in watched.looks(StopRequest(), within_s=60.0):
+        pass
+    assert str(watched.error) == "no space left"
+
+    stop, never = StopRequest(), threading.Event()
+    stop.signal = "SIGTERM"
+    left = Watched(never.wait, "left")
+    looks = sum(1 for _ in left.looks(stop, within_s=3 * LOOK_S))
+    never.set()
+    left.wait(60.0)
+    assert looks >= 2
+    assert left.error is None

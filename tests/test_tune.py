@@ -155,10 +155,9 @@ def stopped(tmp_path, monkeypatch):
         sweep.directory.begin(sweep.settings, sweep.config, "0123")
         book, stop, asked = TrialBook(sweep, Never()), StopRequest(), []
         begun = [book.begin_next()[0].name for _ in range(2)]
-        monkeypatch.setattr(tune, "ASK_AGAIN_S", 0.1)
         monkeypatch.setattr(tune, "ask_to_stop", lambda run, by: asked.append((run.path.name, by)))
         stop.signal = "SIGTERM"
-        error = tune._in_a_thread(lambda give_up: trials(book, asked, give_up), book, stop)
+        error = tune._until_done_or_saved(lambda give_up: trials(book, asked, give_up), book, stop)
         assert book.begin_next() is None
         assert {name for name, _ in asked} == set(begun)
         return error, asked, [trial.state for trial in sweep.directory.trials]

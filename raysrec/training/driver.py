@@ -1,10 +1,6 @@
 """What the driver does while workers train: it starts them, shows what they say, and tells them when to stop."""
 
 import logging
-import math
-import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +18,7 @@ from raysrec.data.prepared import PreparedData
 from raysrec.engine import Weights
 from raysrec.mailbox import Event, Mailbox
 from raysrec.run_directory import RunDirectory, RunError, RunStopped
-from raysrec.stopping import StopRequest, stop_requests
+from raysrec.stopping import Watched, stop_requests
 from raysrec.tracking.progress import shown
 from raysrec.training.worker import train_worker
 
@@ -122,7 +118,10 @@ def _train_on_workers(
     mailbox = _mailbox(mailbox_name, config.scale)
     trainer = _trainer(run, data, config, mailbox_name, room)
     with shown(mailbox, run.path, config, show), stop_requests() as stop:
-        error = _fit(trainer, mailbox, stop, config.checkpoint.stop_within_s)
+        fit = Watched(trainer.fit, "raysrec-fit")
+        for _ in fit.looks(stop, config.checkpoint.stop_within_s):
+            if stop:
+                mailbox.stop.remote(stop.signal)
         given_up = ray.get(mailbox.given_up.remote())
         stopped_by = stop.signal or ray.get(mailbox.stop_asked_by.remote())
     (run.path / RAY_RECORDS).delete()
@@ -132,7 +131,7 @@ def _train_on_workers(
         kept = Checkpoints(run.checkpoints).last_record()
         saved = f"saved after step {kept.state.step:,}" if kept else "before anything was saved"
         raise RunStopped(f"{run.path}: stopped by {stopped_by}, {saved}; the same command goes on", stopped_by)
-    raise RunError(f"{run.path}: {given_up or error or 'training ended before it was finished'}") from error
+    raise RunError(f"{run.path}: {given_up or fit.error or 'training ended before it was finished'}") from fit.error
 
 
 def _finished(run: RunDirectory) -> tuple[TrainingState, Weights] | None:
@@ -204,27 +203,3 @@ def _trainer(run: RunDirectory, data: PreparedData, config: RunConfig, mailbox_n
             callbacks=[failures_told(mailbox_name, **described, on_gpu=use_gpu)],
         ),
     )
-
-
-def _fit(trainer: Any, mailbox: Any, stop: StopRequest, stop_within_s: float) -> Exception | None:
-    """Train until the workers end; what Ray raised, or nothing. Passes on to the workers that they are to stop."""
-    ended: list[Exception | None] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            ended.append(None)
-        except Exception as error:
-            ended.append(error)
-
-    # In a thread of its own, since Ray would take the signals that this process is asked to end by.
-    thread = threading.Thread(target=fit, daemon=True, name="raysrec-fit")
-    thread.start()
-    deadline = math.inf
-    while thread.is_alive() and time.monotonic() < deadline:
-        thread.join(0.2)
-        if stop and deadline == math.inf:
-            print(f"{stop.signal}: saving, then stopping", file=sys.stderr, flush=True)
-            deadline = time.monotonic() + stop_within_s
-            mailbox.stop.remote(stop.signal)
-    return ended[0] if ended else None

@@ -10,9 +10,10 @@ from functools import partial
 
 import torch.distributed as dist
 
-from raysrec.checkpoints import CheckpointRecord, Checkpoints, SavedFile, TrainingState
+from raysrec.checkpoints import CheckpointRecord, Checkpoints, CorruptCheckpoint, SavedFile, TrainingState
 from raysrec.engine import Snapshot, Weights, everyones
 from raysrec.errors import LastingError
+from raysrec.place import PlaceError
 from raysrec.saved_model import save_weights
 
 TOGETHER_WITHIN = timedelta(hours=2)
@@ -110,9 +111,7 @@ class Saver:
             name = f"{state.name}/{snapshot.file_name}"
             own.append(self._checkpoints.save_file(name, snapshot.save).model_dump())
             kept = {epoch: self._save_kept(epoch) for epoch in sorted(state.kept_epochs & self._kept.keys())}
-        except Superseded:
-            raise
-        except (OSError, ValueError) as error:
+        except (OSError, PlaceError) as error:
             problem = str(error)
         everyone = everyones([own, problem], self._group)
         states = tuple(SavedFile(**saved) for files, _ in everyone for saved in files)
@@ -140,11 +139,9 @@ class Saver:
         try:
             self._refuse_others()
             self._checkpoints.publish(record)
-        except Superseded:
-            raise
-        except (OSError, ValueError) as error:
+        except (OSError, PlaceError) as error:
             return str(error)
-        with suppress(OSError, ValueError):  # what could not be removed now is removed next time
+        with suppress(OSError, PlaceError, CorruptCheckpoint):  # what could not be removed now is removed next time
             self._checkpoints.prune(self._keep)
         return ""
 
