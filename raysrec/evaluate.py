@@ -162,16 +162,17 @@ def _trained(run: RunDirectory) -> TrainingState:
     return record.state
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    command_line = argparse.ArgumentParser(
         prog="python -m raysrec.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
-    parser.add_argument(
+    command_line.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
+    command_line.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 evaluate.exclude_seen=true"
     )
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

@@ -97,11 +97,11 @@ def find_prepared(config: DataConfig) -> PreparedData | None:
 
 def parser() -> ArgumentParser:
     """Reads the command line of this verb."""
-    found = config_parser("prepare", "Turn raw interactions into histories on disk.")
-    found.add_argument(
+    command_line = config_parser("prepare", "Turn raw interactions into histories on disk.")
+    command_line.add_argument(
         "--download", action="store_true", help="fetch data.source from data.url first, unless it is there"
     )
-    return found
+    return command_line
 
 
 def main(arguments: Namespace) -> None:

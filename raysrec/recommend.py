@@ -227,36 +227,36 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line of this verb."""
-    found = argparse.ArgumentParser(
+    command_line = argparse.ArgumentParser(
         prog="python -m raysrec.recommend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
-    found.add_argument("--output", required=True, metavar="FOLDER", help="where to write, here or in a store")
-    found.add_argument(
+    command_line.add_argument("run", help="a run directory, for example runs/ml-1m-recgrela")
+    command_line.add_argument("--output", required=True, metavar="FOLDER", help="where to write, here or in a store")
+    command_line.add_argument(
         "--users",
         metavar="FILE",
         help="histories of other users, an interaction a row (columns user, item, time), in any format that prepare "
         "reads; items that the run does not know are left out, and so are users who have no other",
     )
-    found.add_argument(
+    command_line.add_argument(
         "--user-ids", metavar="FILE", help="only these users of the run's data: a text file, an id a line"
     )
-    found.add_argument(
+    command_line.add_argument(
         "--until",
         choices=UNTIL,
         help="read all of a history (default), or what came before the item that is ranked in test or validation",
     )
-    found.add_argument("--k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
-    found.add_argument(
+    command_line.add_argument("--k", type=int, default=10, metavar="K", help="items for each user (default: 10)")
+    command_line.add_argument(
         "--exclude-seen",
         action="store_true",
         help="leave out what a user had; without it as the run was evaluated (evaluate.exclude_seen)",
     )
-    found.add_argument("--fresh", action="store_true", help="throw away the recommendations that are there")
-    found.add_argument(
+    command_line.add_argument("--fresh", action="store_true", help="throw away the recommendations that are there")
+    command_line.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example scale.workers=4 data.columns.user=customer"
     )
-    return found
+    return command_line
 
 
 if __name__ == "__main__":

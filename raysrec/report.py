@@ -142,33 +142,34 @@ def _folders(name: str) -> list[Place]:
     return [place] if place.info().type == fs.FileType.Directory else []
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    command_line = argparse.ArgumentParser(prog="python -m raysrec.report", description=__doc__)
+    command_line.add_argument(
         "runs", nargs="+", help="directories of runs and sweeps, for example runs/* or 's3://bucket/runs/*'"
     )
-    parser.add_argument(
+    command_line.add_argument(
         "--split", choices=("test", "validation"), default="test", help="which held-out items (default: test)"
     )
-    parser.add_argument(
+    command_line.add_argument(
         "--format",
         choices=tabulate_formats,
         default="simple",
         metavar="FORMAT",
         help="simple, github, latex, tsv or another format of tabulate (default: simple)",
     )
-    parser.add_argument(
+    command_line.add_argument(
         "--page",
         metavar="FILE",
         help=f"where the page goes, HTML with plots which opens offline (default: {PAGE}; a sweep's, in its folder)",
     )
-    parser.add_argument(
+    command_line.add_argument(
         "--published",
         metavar="FOLDER",
         help="figures of papers, for the page (default: configs/published of a checkout)",
     )
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

@@ -69,9 +69,9 @@ def _written(config: RunConfig, folder: Place, block: int) -> Iterator[int]:
 
 def parser() -> ArgumentParser:
     """Reads the command line of this verb."""
-    found = config_parser("synthesize", "Write the embedded source as Parquet files.")
-    found.add_argument("--output", required=True, help="folder or URI to write into")
-    return found
+    command_line = config_parser("synthesize", "Write the embedded source as Parquet files.")
+    command_line.add_argument("--output", required=True, help="folder or URI to write into")
+    return command_line
 
 
 def main(arguments: Namespace) -> None:

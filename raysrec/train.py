@@ -99,12 +99,17 @@ def main(arguments: argparse.Namespace) -> None:
     print_runs([run.path])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = config_parser("train", "Train a model and rank every user's held-out item against the whole catalogue.")
-    parser.add_argument("--dry-run", action="store_true", help="check the settings, print the plan, start nothing")
-    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier run of this name left")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    command_line = config_parser(
+        "train", "Train a model and rank every user's held-out item against the whole catalogue."
+    )
+    command_line.add_argument(
+        "--dry-run", action="store_true", help="check the settings, print the plan, start nothing"
+    )
+    command_line.add_argument("--fresh", action="store_true", help="throw away what an earlier run of this name left")
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

@@ -270,19 +270,22 @@ def main(arguments: argparse.Namespace) -> None:
         raise SweepError(f"{', '.join(failed)} failed, as the table says; the same command tries them again")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = config_parser("tune", __doc__ or "")
-    parser.epilog = "\n".join(["keys of the sweep's file:", *describe_keys(SweepConfig), "", parser.epilog or ""])
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    command_line = config_parser("tune", __doc__ or "")
+    command_line.epilog = "\n".join(
+        ["keys of the sweep's file:", *describe_keys(SweepConfig), "", command_line.epilog or ""]
+    )
+    command_line.add_argument(
         "--sweep",
         required=True,
         metavar="FILE",
         help="YAML file of the search; sweep.key=value lies over it, such as sweep.num_samples=20",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check every trial, print the plan, start nothing")
-    parser.add_argument("--fresh", action="store_true", help="throw away what an earlier sweep of this name left")
-    return parser
+    command_line.add_argument("--dry-run", action="store_true", help="check every trial, print the plan, start nothing")
+    command_line.add_argument("--fresh", action="store_true", help="throw away what an earlier sweep of this name left")
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

@@ -46,7 +46,7 @@ from raysrec import train
 from raysrec.command_line import run_verb
 from raysrec.training import driver
 driver.RESIZE_CHECK_S, resources.SAY_EVERY_S = 2.0, 2
-run_verb(train.main, train._parser())
+run_verb(train.main, train.parser())
 """
 PREPARE = """
 from raysrec import prepare

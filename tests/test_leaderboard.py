@@ -18,7 +18,7 @@ leaderboard = pytest.importorskip("leaderboard")
 
 
 def parse(*arguments):
-    return leaderboard._parser().parse_intermixed_args([*map(str, arguments)])
+    return leaderboard.parser().parse_intermixed_args([*map(str, arguments)])
 
 
 def job(arguments, data, model, seed=0):

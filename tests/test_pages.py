@@ -51,7 +51,7 @@ def words_of(page):
 def say(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
     with pytest.raises(SystemExit) as stopped:
-        run_verb(report.main, report._parser())
+        run_verb(report.main, report.parser())
     return stopped.value.code
 
 

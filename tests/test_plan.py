@@ -127,7 +127,7 @@ def test_a_dry_run_refuses_what_would_not_start(verb, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://a.zip"}}')
     with pytest.raises(ClusterError, match=r"storage\.root=runs: lies in the folder which Ray unpacked for this job"):
-        verb.main(verb._parser().parse_intermixed_args(command))
+        verb.main(verb.parser().parse_intermixed_args(command))
 
 
 def test_streams_that_have_nothing_to_read_are_counted(configure):

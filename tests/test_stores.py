@@ -431,7 +431,7 @@ def test_the_directory_of_a_run_in_a_store_is_one_like_any_other(s3, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report", f"{s3}/runs/*"])
     with pytest.raises(SystemExit, match="0"):
-        run_verb(report.main, report._parser())
+        run_verb(report.main, report.parser())
     states = re.findall(r"^(\S+) +(not \w+)", capsys.readouterr().out, re.MULTILINE)
     assert states == [("heads/trial-000", "not finished"), ("one", "not ranked")]
     assert (tmp_path / "report.html").is_file()

@@ -99,7 +99,7 @@ def test_the_verb_makes_the_page_of_a_sweep(folder, monkeypatch, capsys, tmp_pat
     def say(*words):
         monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
-            run_verb(report.main, report._parser())
+            run_verb(report.main, report.parser())
         return stopped.value.code
 
     assert say(folder, "--page", tmp_path / "page.html") == 0

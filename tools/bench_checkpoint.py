@@ -102,13 +102,15 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--items", type=int, default=400_000, help="of the catalogue")
-    found.add_argument("--dim", type=int, default=64, help="of an item's vector")
-    found.add_argument("--targets", type=int, default=4096, help="of a step")
-    found.add_argument("--rounds", type=int, default=5, help="checkpoints")
-    found.add_argument("--folder", required=True, help="path or URI to save in; what is there of an earlier time goes")
-    return found
+    command_line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line.add_argument("--items", type=int, default=400_000, help="of the catalogue")
+    command_line.add_argument("--dim", type=int, default=64, help="of an item's vector")
+    command_line.add_argument("--targets", type=int, default=4096, help="of a step")
+    command_line.add_argument("--rounds", type=int, default=5, help="checkpoints")
+    command_line.add_argument(
+        "--folder", required=True, help="path or URI to save in; what is there of an earlier time goes"
+    )
+    return command_line
 
 
 if __name__ == "__main__":

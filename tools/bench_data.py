@@ -112,10 +112,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = config_parser("bench_data", "Read an epoch in several ways.")
-    found.add_argument("--store", help="URI under which the data set is prepared, too")
-    found.add_argument("--rounds", type=int, default=3, help="epochs that are measured in each way")
-    return found
+    command_line = config_parser("bench_data", "Read an epoch in several ways.")
+    command_line.add_argument("--store", help="URI under which the data set is prepared, too")
+    command_line.add_argument("--rounds", type=int, default=3, help="epochs that are measured in each way")
+    return command_line
 
 
 if __name__ == "__main__":

@@ -133,13 +133,13 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("overrides", nargs="*", help="settings such as data.item_interactions=[50,15000]")
-    found.add_argument("--interactions", nargs="+", type=lambda text: int(float(text)), default=[10**6, 10**7])
-    found.add_argument("--in-memory-up-to", type=lambda text: int(float(text)), default=2 * 10**7)
-    found.add_argument("--keep", type=Path, help="where to leave what is prepared; must hold none of it yet")
-    found.add_argument("--folder", type=Path, required=True, help="where sources and what is prepared lie")
-    return found
+    command_line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line.add_argument("overrides", nargs="*", help="settings such as data.item_interactions=[50,15000]")
+    command_line.add_argument("--interactions", nargs="+", type=lambda text: int(float(text)), default=[10**6, 10**7])
+    command_line.add_argument("--in-memory-up-to", type=lambda text: int(float(text)), default=2 * 10**7)
+    command_line.add_argument("--keep", type=Path, help="where to leave what is prepared; must hold none of it yet")
+    command_line.add_argument("--folder", type=Path, required=True, help="where sources and what is prepared lie")
+    return command_line
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("overrides", nargs="*", help="settings such as model.name=mamba4rec")
-    found.add_argument("--users", nargs="+", type=lambda text: int(float(text)), default=[10**4, 10**5])
-    found.add_argument("--folder", type=Path, required=True, help="where what is prepared lies")
-    return found
+    command_line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line.add_argument("overrides", nargs="*", help="settings such as model.name=mamba4rec")
+    command_line.add_argument("--users", nargs="+", type=lambda text: int(float(text)), default=[10**4, 10**5])
+    command_line.add_argument("--folder", type=Path, required=True, help="where what is prepared lies")
+    return command_line
 
 
 if __name__ == "__main__":

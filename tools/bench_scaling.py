@@ -209,9 +209,9 @@ def listed(read: Callable[[str], T], expected: str, *, may_be_none: bool = False
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = config_parser("bench_scaling", __doc__ or "")
-    found.prog = "python tools/bench_scaling.py"
-    add = found.add_argument
+    command_line = config_parser("bench_scaling", __doc__ or "")
+    command_line.prog = "python tools/bench_scaling.py"
+    add = command_line.add_argument
     numbers = "numbers of at least 1 such as 1,2,4"
     add(
         "--workers",
@@ -254,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--overlap", action="store_true", help="what can be exchanged during the backward pass is")
     add("--at-least", type=float, default=0.7, help="share of what one GPU does alone, for which another pays (0.7)")
-    return found
+    return command_line
 
 
 if __name__ == "__main__":

@@ -112,10 +112,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = config_parser("bench_streaming", "Train and rank with a small object store.")
-    found.add_argument("--object-store-mb", type=int, default=300, help="size of Ray's object store in megabytes")
-    found.add_argument("--fresh", action="store_true", help="throw away what an earlier run of this name left")
-    return found
+    command_line = config_parser("bench_streaming", "Train and rank with a small object store.")
+    command_line.add_argument(
+        "--object-store-mb", type=int, default=300, help="size of Ray's object store in megabytes"
+    )
+    command_line.add_argument("--fresh", action="store_true", help="throw away what an earlier run of this name left")
+    return command_line
 
 
 if __name__ == "__main__":

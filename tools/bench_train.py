@@ -213,16 +213,17 @@ def _share(workers: list[Measured], part: str) -> float:
     return sum(worker[part] for worker in workers) / sum(worker["whole"] for worker in workers)
 
 
-def _parser() -> Any:
-    parser = config_parser("bench_train", __doc__ or "")
-    parser.prog = "python tools/bench_train.py"
-    parser.add_argument("--steps", type=int, default=100, help="steps of each measurement (default: 100)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
-    parser.add_argument(
+def parser() -> Any:
+    """Reads the command line."""
+    command_line = config_parser("bench_train", __doc__ or "")
+    command_line.prog = "python tools/bench_train.py"
+    command_line.add_argument("--steps", type=int, default=100, help="steps of each measurement (default: 100)")
+    command_line.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
+    command_line.add_argument(
         "--rows", default="bare,torch,deepspeed,ray torch,ray deepspeed", help="what to measure, comma-separated"
     )
-    return parser
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

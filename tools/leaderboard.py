@@ -278,13 +278,14 @@ def _name(kind: str, names: Collection[str]) -> Callable[[str], str]:
     return check
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line."""
+    command_line = argparse.ArgumentParser(
         prog="tools/leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over every run")
+    command_line.add_argument("overrides", nargs="*", metavar="key=value", help="laid over every run")
     data_sets = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    parser.add_argument(
+    command_line.add_argument(
         "--data",
         nargs="+",
         type=_name("data set", data_sets),
@@ -292,22 +293,22 @@ def _parser() -> argparse.ArgumentParser:
         default=["ml-100k", "amazon-beauty", "ml-1m"],
         help="names of configs/*.yaml",
     )
-    parser.add_argument(
+    command_line.add_argument(
         "--models", nargs="+", type=_name("model", MODELS), metavar="MODEL", default=list(MODELS), help="default: all"
     )
-    parser.add_argument("--data-folder", help="where <data>.inter.gz lie; default: what the configs say")
-    parser.add_argument("--root", default="runs/leaderboard", help="where the runs stand")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each model (default: 3)")
-    parser.add_argument(
+    command_line.add_argument("--data-folder", help="where <data>.inter.gz lie; default: what the configs say")
+    command_line.add_argument("--root", default="runs/leaderboard", help="where the runs stand")
+    command_line.add_argument("--seeds", type=int, default=3, help="seeds of each model (default: 3)")
+    command_line.add_argument(
         "--seeds-below",
         type=float,
         default=900,
         help="seconds of processor time (of its first worker) that a run may take to be repeated",
     )
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to train for at most")
-    parser.add_argument("--table-only", action="store_true", help="train nothing, print what there is")
-    return parser
+    command_line.add_argument("--budget", type=float, default=float("inf"), help="seconds to train for at most")
+    command_line.add_argument("--table-only", action="store_true", help="train nothing, print what there is")
+    return command_line
 
 
 if __name__ == "__main__":
-    run_verb(main, _parser())
+    run_verb(main, parser())

@@ -178,12 +178,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--strikes", type=int, default=20, help="how often the run is struck (default: 20)")
-    found.add_argument("--seed", type=int, default=0, help="of when and how")
-    found.add_argument("--folder", type=Path, required=True, help="where settings and logs are kept")
-    found.add_argument("--root", default="", help="path or URI where runs and data are kept; default: the folder")
-    return found
+    command_line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line.add_argument("--strikes", type=int, default=20, help="how often the run is struck (default: 20)")
+    command_line.add_argument("--seed", type=int, default=0, help="of when and how")
+    command_line.add_argument("--folder", type=Path, required=True, help="where settings and logs are kept")
+    command_line.add_argument(
+        "--root", default="", help="path or URI where runs and data are kept; default: the folder"
+    )
+    return command_line
 
 
 if __name__ == "__main__":

@@ -25,21 +25,21 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Reads the command line."""
-    found = argparse.ArgumentParser(
+    command_line = argparse.ArgumentParser(
         prog="python -m raysrec.data",
         description="Show what a prepared data set is: sizes, distributions, rules, split, leakage, files.",
         epilog=help_of_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument(
+    command_line.add_argument(
         "words",
         nargs="*",
         metavar="FOLDER or key=value",
         help="the folder, here or in a store, or settings over --config",
     )
-    found.add_argument("--config", action="append", metavar="FILE", help="YAML settings that name the data")
-    found.add_argument("--picture", type=Path, metavar="FILE", help="draw the distributions; needs matplotlib")
-    return found
+    command_line.add_argument("--config", action="append", metavar="FILE", help="YAML settings that name the data")
+    command_line.add_argument("--picture", type=Path, metavar="FILE", help="draw the distributions; needs matplotlib")
+    return command_line
 
 
 def _folder(arguments: argparse.Namespace) -> Place:

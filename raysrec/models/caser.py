@@ -28,6 +28,7 @@ Departures:
       there are under a temporal split, have zeros in place of a random vector: only their last items count.
 """
 
+from itertools import repeat
 from typing import ClassVar, Literal
 
 import torch
@@ -181,10 +182,12 @@ class HorizontalFilters(nn.Module):
         with torch.autocast(window.device.type, enabled=False):
             spectrum = self._spectrum(dtype)  # [F D L*n]
             strongest = []
-            for rows in _slices(len(window), max(1, _VALUES_AT_ONCE // (length * length * filters))):
-                circle = torch.fft.rfft(window[rows].to(dtype).transpose(0, 1), dim=0)  # [F b D]
+            at_once = max(1, _VALUES_AT_ONCE // (length * length * filters))
+            seen_rows = repeat(None) if seen is None else torch.split(seen, at_once)
+            for rows, seen_of_rows in zip(torch.split(window, at_once), seen_rows, strict=False):
+                circle = torch.fft.rfft(rows.to(dtype).transpose(0, 1), dim=0)  # [F b D]
                 answers = torch.fft.irfft(circle @ spectrum, n=length, dim=0).unflatten(2, (length, filters))
-                fits = self._fits(None if seen is None else seen[rows], window.device)
+                fits = self._fits(seen_of_rows, window.device)
                 strongest.append(answers.masked_fill(~fits[..., None], -torch.inf).max(dim=0).values)
             # ReLU and a constant keep the order, so they may come after the maximum.
             return F.relu(torch.cat(strongest) + self.bias.to(dtype)).to(window.dtype)
@@ -205,7 +208,3 @@ class HorizontalFilters(nn.Module):
             return fits
         # What is seen is the window's end, so a filter covers some of it if it reaches beyond the padding.
         return fits & (end[:, None] > self.length - seen.sum(1)[:, None])
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
