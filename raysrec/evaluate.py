@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import torch
 
 from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.cluster.bundles import need_to_rank, scale_to_rank
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import need_to_rank, scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
 from raysrec.config.run import RunConfig

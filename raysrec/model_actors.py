@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysrec.cluster.placement import model_options
+from raysrec.cluster.bundles import model_options
 from raysrec.cluster.runtime import ClusterError, threads_per_worker, wants_gpu
 from raysrec.config import ScaleConfig
 from raysrec.errors import readable

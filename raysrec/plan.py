@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 from raysrec.cluster.autoscaler import to_come
+from raysrec.cluster.bundles import asked_for, scale_to_train
 from raysrec.cluster.nodes import refuse_fleeting
-from raysrec.cluster.placement import asked_for, room, scale_to_train
+from raysrec.cluster.placement import room_in_words
 from raysrec.cluster.resources import machines
 from raysrec.cluster.runtime import in_cluster, ray_session, threads_per_worker, wants_gpu
 from raysrec.config import ScaleConfig
@@ -46,7 +47,7 @@ def plan_here(config: RunConfig, data: PreparedData | None) -> str:
         return plan(config, data, use_gpu=config.scale.device == "cuda")
     with ray_session(config.scale):
         use_gpu = wants_gpu(config.scale)
-        cluster = room(scale_to_train(config), machines(), to_come(), use_gpu=use_gpu)
+        cluster = room_in_words(scale_to_train(config), machines(), to_come(), use_gpu=use_gpu)
         return plan(config, data, use_gpu=use_gpu, cluster=cluster)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from raysrec.cluster.bundles import need_to_rank, scale_to_rank
 from raysrec.cluster.nodes import refuse_in_job_folder, wait_for_data_nodes, wait_for_nodes
-from raysrec.cluster.placement import need_to_rank, scale_to_rank
 from raysrec.cluster.runtime import ray_session
 from raysrec.command_line import run_verb
 from raysrec.config import DataConfig, ScaleConfig

@@ -7,8 +7,8 @@ import argparse
 import sys
 
 from raysrec.checkpoints import Checkpoints
+from raysrec.cluster.bundles import need_to_rank, need_to_train, scale_to_train
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import need_to_rank, need_to_train, scale_to_train
 from raysrec.cluster.runtime import ray_session, wants_gpu
 from raysrec.command_line import config_parser, run_verb
 from raysrec.config.loading import load

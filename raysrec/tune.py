@@ -20,8 +20,8 @@ import yaml
 from tabulate import tabulate
 
 from raysrec.checkpoints import Checkpoints
+from raysrec.cluster.bundles import need_to_train, scale_to_train
 from raysrec.cluster.nodes import wait_for_nodes
-from raysrec.cluster.placement import need_to_train, scale_to_train
 from raysrec.cluster.runtime import in_cluster, local_cpus, ray_session, threads_per_worker, wants_gpu
 from raysrec.command_line import config_parser, describe_keys, run_verb
 from raysrec.comparing.importance import importances

@@ -21,7 +21,8 @@ import jsonschema
 import pytest
 import yaml
 
-from raysrec.cluster.placement import ToCome, data_bundles, room, unplaced, worker_bundle
+from raysrec.cluster.bundles import data_bundles, worker_bundle
+from raysrec.cluster.placement import ToCome, room_in_words, unplaced
 from raysrec.config.loading import load
 
 ROOT = Path(__file__).parent.parent
@@ -560,7 +561,7 @@ def test_what_the_job_asks_for_is_what_the_cluster_may_have():
     for settings in (_derive_autoscaling_config_from_ray_cr(cluster), read("aws.yaml"), read("gcp.yaml")):
         eight = config.scale.model_copy(update={"workers": 8})
         to_come = ToCome.of(settings, [])
-        assert "enough for 8 workers when those have started" in room(eight, [], to_come, use_gpu=True)
+        assert "enough for 8 workers when those have started" in room_in_words(eight, [], to_come, use_gpu=True)
         # A second worker, or reading, does not fit beside a worker on its machine.
         gpu = next(of for name, (_, of) in to_come.kinds.items() if name.startswith("gpu"))
         assert unplaced([worker_bundle(config.scale, use_gpu=True)] * 2, [gpu])

@@ -4,23 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.cluster.placement import (
-    TASK_BYTES,
-    ToCome,
+from raysrec.cluster.bundles import (
     amounts_in_words,
     asked_for,
     data_bundles,
-    lacking,
     model_options,
-    most_workers,
     reading_options,
-    room,
     scale_to_rank,
-    task_options,
     total,
-    unplaced,
     worker_bundle,
 )
+from raysrec.cluster.placement import TASK_BYTES, ToCome, lacking, most_workers, room_in_words, task_options, unplaced
 from raysrec.config import ScaleConfig
 from raysrec.config.files import ConfigError
 from raysrec.config.loading import validate
@@ -157,14 +151,14 @@ def test_elastic_workers_and_other_resources_are_said():
     ],
 )
 def test_it_is_said_whether_a_cluster_has_room_or_ever_will(there, to_come, expected):
-    assert expected in room(ON_GPUS, there, to_come, use_gpu=True)
+    assert expected in room_in_words(ON_GPUS, there, to_come, use_gpu=True)
 
 
 def test_of_few_machines_that_may_come_the_right_ones_do():
     scale = ScaleConfig(workers=2, device="cuda", cpus_per_worker=7, data_cpus=2)
     # Reading fits beside the workers; a machine for it alone would be one too many.
     to_come = ToCome({"data": (2, DATA_NODE), "gpu": (2, GPU_NODE)}, 2)
-    assert "enough for 2 workers when those have started" in room(scale, [], to_come, use_gpu=True)
+    assert "enough for 2 workers when those have started" in room_in_words(scale, [], to_come, use_gpu=True)
 
 
 SETTINGS = {

@@ -9,8 +9,9 @@ import pytest
 
 from raysrec.cluster import nodes, resources
 from raysrec.cluster.autoscaler import to_come
+from raysrec.cluster.bundles import need_to_rank, need_to_train
 from raysrec.cluster.nodes import check_nodes, wait_for_data_nodes
-from raysrec.cluster.placement import TASK_BYTES, ToCome, need_to_rank, need_to_train, room
+from raysrec.cluster.placement import TASK_BYTES, ToCome, room_in_words
 from raysrec.cluster.resources import machines, wait_for_room
 from raysrec.cluster.runtime import ClusterError, ray_session
 from raysrec.cluster.versions import versions_here
@@ -41,10 +42,10 @@ def test_room_is_waited_for_in_a_cluster_and_never_in_a_ray_that_starts_here(mon
         # Ray's own monitor runs here, and was given nothing that it may start.
         assert to_come() == ToCome({}, 0)
         assert (
-            room(ScaleConfig(), found, to_come(), use_gpu=False)
+            room_in_words(ScaleConfig(), found, to_come(), use_gpu=False)
             == "1 machine with 2 CPUs: enough for 1 worker, once it is free"
         )
-        assert "NEVER enough for 4 workers" in room(ScaleConfig(workers=4), found, to_come(), use_gpu=False)
+        assert "NEVER enough for 4 workers" in room_in_words(ScaleConfig(workers=4), found, to_come(), use_gpu=False)
         with monkeypatch.context() as other:
             other.setattr(resources, "to_come", lambda: ToCome({"small": (9, {"CPU": 3.0})}, 9))
             with pytest.raises(ClusterError, match=r"and up to 9 small to come: NEVER enough .*; lower scale\.workers"):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raysrec.cluster.autoscaler import to_come
-from raysrec.cluster.placement import Need, need_to_prepare, task_options
+from raysrec.cluster.bundles import Need, need_to_prepare
+from raysrec.cluster.placement import task_options
 from raysrec.cluster.resources import machines, wait_for_room
 from raysrec.cluster.runtime import ClusterError, in_cluster, job_folder
 from raysrec.cluster.versions import differences, look_around, versions_here

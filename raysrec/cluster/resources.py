@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from raysrec.cluster.autoscaler import to_come
-from raysrec.cluster.placement import Need, name_of, never_fits, total
-from raysrec.cluster.placement import room as said_of_room
+from raysrec.cluster.bundles import Need, name_of, total
+from raysrec.cluster.placement import never_fits, room_in_words
 from raysrec.cluster.runtime import ClusterError, in_cluster, wants_gpu
 from raysrec.config import ScaleConfig
 
@@ -113,7 +113,7 @@ def _refuse_what_never_fits(scale: ScaleConfig) -> None:
     use_gpu = scale.device == "cuda"
     there, coming = machines(), to_come()
     if coming and coming.at_most and never_fits(scale, there, coming, use_gpu=use_gpu):
-        said = said_of_room(scale, there, coming, use_gpu=use_gpu)
+        said = room_in_words(scale, there, coming, use_gpu=use_gpu)
         raise ClusterError(
             f"{said}; lower scale.workers or what each asks for, or let the autoscaler start such machines"
         )

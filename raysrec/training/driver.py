@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
-from raysrec.cluster.placement import scale_to_train, worker_bundle
+from raysrec.cluster.bundles import scale_to_train, worker_bundle
 from raysrec.cluster.resources import give_back
 from raysrec.cluster.runtime import wants_gpu
 from raysrec.cluster.versions import versions_here

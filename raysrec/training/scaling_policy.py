@@ -19,7 +19,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
 )
 
-from raysrec.cluster.placement import data_bundles, lacking, most_workers, worker_bundle
+from raysrec.cluster.bundles import data_bundles, worker_bundle
+from raysrec.cluster.placement import lacking, most_workers
 from raysrec.cluster.resources import SAY_EVERY_S, free_machines, give_back, machines
 from raysrec.cluster.runtime import in_cluster
 from raysrec.config import ScaleConfig

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from raysrec.checkpoints import Checkpoints
-from raysrec.cluster.placement import need_to_train, scale_to_train
+from raysrec.cluster.bundles import need_to_train, scale_to_train
 from raysrec.cluster.resources import wait_for_room
 from raysrec.cluster.runtime import ray_session
 from raysrec.config.run import RunConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysrec.cluster.placement import reading_options
+from raysrec.cluster.bundles import reading_options
 from raysrec.config import ScaleConfig
 from raysrec.data.batching.reading import COLUMNS, check, consecutive, footer_of, read_unit
 from raysrec.data.prepared import RowGroup
