@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.checkpoint_record import TrainingState
+from raysrec.checkpoints import Checkpoints
 from raysrec.cluster.bundles import need_to_rank, scale_to_rank
 from raysrec.cluster.nodes import wait_for_nodes
 from raysrec.cluster.runtime import ray_session

@@ -1,4 +1,4 @@
-from raysrec.checkpoints import Candidate, TrainingState
+from raysrec.checkpoint_record import Candidate, TrainingState
 from raysrec.config.run import RunConfig
 from raysrec.training.loop import _is_last, _judged
 

@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.checkpoints import (
-    CheckpointRecord,
-    Checkpoints,
-    CorruptCheckpoint,
-    NoneIsWhole,
-    TrainingState,
-    _hash,
-)
+from raysrec.checkpoint_record import CheckpointRecord, TrainingState
+from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, NoneIsWhole, _hash
 
 FINGERPRINT = "0123456789abcdef"
 

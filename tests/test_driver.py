@@ -3,7 +3,7 @@
 import pytest
 from run_folders import record_of
 
-from raysrec.checkpoints import TrainingState
+from raysrec.checkpoint_record import TrainingState
 from raysrec.config.loading import validate
 from raysrec.models import build_model
 from raysrec.run_directory import RunDirectory, RunError, RunStopped

@@ -14,7 +14,7 @@ from test_recommend import histories, read, run_of, table_of, written
 
 from raysrec import evaluate as ranking_verb
 from raysrec import recommend as verb
-from raysrec.checkpoints import TrainingState
+from raysrec.checkpoint_record import TrainingState
 from raysrec.cluster.runtime import ClusterError, ray_session
 from raysrec.config import ScaleConfig
 from raysrec.data.batching.reading import read_directly

@@ -6,7 +6,8 @@ import json
 import pytest
 from sweeps import make_sweep, validation
 
-from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.checkpoint_record import TrainingState
+from raysrec.checkpoints import Checkpoints
 from raysrec.evaluate import _trained
 from raysrec.models import build_model
 from raysrec.prepare import prepare

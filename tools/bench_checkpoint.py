@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from raysrec.checkpoints import Checkpoints, TrainingState
+from raysrec.checkpoint_record import TrainingState
+from raysrec.checkpoints import Checkpoints
 from raysrec.config.loading import validate
 from raysrec.engine import Engine, build_engine
 from raysrec.history import Batch, History

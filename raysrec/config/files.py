@@ -15,7 +15,7 @@ class ConfigError(LastingError):
     """A configuration that cannot be run; each line of the text is one thing to fix."""
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """What messages say of the files and settings of one kind."""
 
     option: str
@@ -29,11 +29,11 @@ class Kind(NamedTuple):
     """What its key begins with there."""
 
 
-CONFIGURATION = Kind("--config", "sections such as data: and model:", "section.key=value", "train.epochs=3")
+CONFIGURATION = FileKind("--config", "sections such as data: and model:", "section.key=value", "train.epochs=3")
 
 
 def read(
-    paths: Sequence[AnyPath], overrides: Sequence[str] = (), *, kind: Kind = CONFIGURATION, between: Any = None
+    paths: Sequence[AnyPath], overrides: Sequence[str] = (), *, kind: FileKind = CONFIGURATION, between: Any = None
 ) -> dict[str, Any]:
     """Nested settings of files laid over each other, and of overrides on top; not checked.
 
@@ -68,7 +68,7 @@ class _OncePerKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Place, kind: Kind) -> dict[str, Any]:
+def _read_yaml(path: Place, kind: FileKind) -> dict[str, Any]:
     there = path.info().type
     if there == fs.FileType.NotFound:
         beside = [info.base_name for info in path.at(path.path.rpartition("/")[0] or ".").below(recursive=False)]
@@ -87,7 +87,7 @@ def _read_yaml(path: Place, kind: Kind) -> dict[str, Any]:
     return content
 
 
-def _read_override(override: str, kind: Kind) -> dict[str, Any]:
+def _read_override(override: str, kind: FileKind) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting; write {kind.form}, for example {kind.example}")

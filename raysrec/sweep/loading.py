@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from raysrec.config.files import ConfigError, Kind, read
+from raysrec.config.files import ConfigError, FileKind, read
 from raysrec.config.loading import validate
 from raysrec.config.mistakes import wrong_value
 from raysrec.config.run import RunConfig
@@ -20,7 +20,7 @@ from raysrec.sweep.config import Parameters, SchedulerConfig, SweepConfig, Sweep
 from raysrec.sweep.proposals import refuse_missing_optuna
 from raysrec.sweep.record import SweepDirectory
 
-OWN = Kind(
+OWN = FileKind(
     "--sweep", "keys such as space: and num_samples:", "sweep.key=value", "sweep.num_samples=20", prefix="sweep."
 )
 """A sweep's file; what a setting of the sweep itself begins with on the command line."""

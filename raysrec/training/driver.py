@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, TrainingState
+from raysrec.checkpoint_record import TrainingState
+from raysrec.checkpoints import Checkpoints, CorruptCheckpoint
 from raysrec.cluster.bundles import scale_to_train, worker_bundle
 from raysrec.cluster.resources import give_back
 from raysrec.cluster.runtime import wants_gpu

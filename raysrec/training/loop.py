@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from raysrec.allocator import release_freed_memory
-from raysrec.checkpoints import Candidate, Checkpoints, TrainingState
+from raysrec.checkpoint_record import Candidate, TrainingState
+from raysrec.checkpoints import Checkpoints
 from raysrec.config.run import RunConfig
 from raysrec.data.batching.facts import facts_of
 from raysrec.data.batching.loader import Prefetched, epoch_steps

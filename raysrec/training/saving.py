@@ -10,7 +10,8 @@ from functools import partial
 
 import torch.distributed as dist
 
-from raysrec.checkpoints import CheckpointRecord, Checkpoints, CorruptCheckpoint, SavedFile, TrainingState
+from raysrec.checkpoint_record import CheckpointRecord, SavedFile, TrainingState
+from raysrec.checkpoints import Checkpoints, CorruptCheckpoint
 from raysrec.engine import Snapshot, Weights, everyones
 from raysrec.errors import LastingError
 from raysrec.place import PlaceError

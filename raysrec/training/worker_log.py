@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from raysrec.checkpoints import Candidate, TrainingState
+from raysrec.checkpoint_record import Candidate, TrainingState
 from raysrec.config.run import RunConfig
 from raysrec.engine import StepResult, learning_rate, share_done
 from raysrec.mailbox import Event, now
