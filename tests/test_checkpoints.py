@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysrec.checkpoint_record import CheckpointRecord, TrainingState
-from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, NoneIsWhole, _hash
+from raysrec.checkpoint_record import CheckpointRecord, TrainingState, _hash
+from raysrec.checkpoints import Checkpoints, CorruptCheckpoint, NoneIsWhole
 
 FINGERPRINT = "0123456789abcdef"
 
