@@ -211,7 +211,7 @@ def test_killed_at_any_moment_a_whole_one_is_left(tmp_path):
     """A process that does nothing but save is killed many times; what it says it has saved is there, and whole."""
     folder = tmp_path / "checkpoints"
     program = (
-        "import sys, os; from raysrec.checkpoints import *\n"
+        "import sys, os; from raysrec.checkpoints import *; from raysrec.checkpoint_record import *\n"
         "checkpoints = Checkpoints(sys.argv[1])\n"
         "step = int(sys.argv[2])\n"
         "while True:\n"
