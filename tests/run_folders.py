@@ -78,6 +78,14 @@ def run_folder(
     return path
 
 
+def three_runs(folder):
+    """Two finished runs on the same targets and one that is not finished."""
+    better = run_folder(folder / "better", share=0.12, seed=1)
+    worse = run_folder(folder / "worse", model="mamba4rec", share=0.05, seed=2)
+    going = run_folder(folder / "going", model="sasrec", finished=False)
+    return [worse, better, going]
+
+
 def scores(ranks):
     sums = RankSums.of(torch.from_numpy(np.array(ranks)))
     bounds = sums.intervals()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional import retrieval
 
-from raysrec.metrics import RankSums, paired_test, values_of_ranks
+from raysrec.metrics import RankSums, holm, paired_test, values_of_ranks
 from raysrec.ranking import rank_of_target
 
 
@@ -105,3 +105,9 @@ def test_paired_test_refuses_what_it_cannot_answer() -> None:
         paired_test(ranks, ranks, "hr")
     with pytest.raises(ValueError, match="too few"):
         paired_test(ranks[:1], ranks[:1])
+
+
+def test_the_correction_for_many_tests_is_holms() -> None:
+    assert holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
