@@ -24,6 +24,8 @@ class Fault:
     """The answer instead of the server's."""
     drop_after: int | None = None
     """Bytes of the body after which the connection is cut."""
+    gone: bool = False
+    """Is the connection cut when the server has done what was asked, before any answer?"""
     delay_s: float = 0.0
     """Seconds before the answer begins."""
     stall_after: int | None = None
@@ -139,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.end_headers()
             else:
                 status, headers, content = self._forward(body)
+                if fault.gone:
+                    self.close_connection = True
+                    return
                 self.send_response_only(status)
                 for name, value in headers:
                     self.send_header(name, value)

@@ -117,7 +117,7 @@ def test_two_runs_of_one_folder_name_are_told_apart(tmp_path):
     assert [run.name for run in read_runs(paths)] == ["one/heads/trial-001", "two/heads/trial-001"]
 
 
-def test_a_folder_that_is_no_run_is_refused_before_a_page_is_written(three, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(three, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"empty: is no run, it has no config\.yaml"):
         read_runs([*three, tmp_path / "empty"])

@@ -293,7 +293,6 @@ def test_the_ablations_of_a_table_are_different_models_and_one_of_them_is_the_pa
             "engine.extra.wall_clock_breakdown=true",
             "engine.extra is DeepSpeed's, and engine.name=torch would ignore it",
         ),
-        ("train.optimizer=muon engine.name=deepspeed", "train.optimizer=muon needs whole matrices"),
         ("train.supervision=last_position train.windows=overlap", "train.windows=overlap is how rows are cut"),
         ("train.windows=prefixes", "train.windows=prefixes would learn a target once for each prefix that holds it"),
         (

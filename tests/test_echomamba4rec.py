@@ -117,6 +117,8 @@ def test_library_starts_every_mamba_block_with_long_memories() -> None:
 
 @pytest.mark.parametrize("form", ["masked", "unmasked"])
 def test_a_history_that_does_not_fit_the_filter_is_refused_in_one_line(form: str) -> None:
-    with pytest.raises(ValueError, match=r"9 positions does not fit the filter of model.max_length=8") as refused:
-        small(form=form).encode(history_of([1] * 9))
-    assert "\n" not in str(refused.value)
+    model = small(form=form)
+    for ask in (model.encode, model.read):
+        with pytest.raises(ValueError, match=r"9 positions does not fit the filter of model.max_length=8") as refused:
+            ask(history_of([1] * 9))
+        assert "\n" not in str(refused.value)

@@ -26,6 +26,24 @@ def test_it_has_the_authors_number_of_parameters(dim: int, expected: int) -> Non
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
+def test_a_position_beyond_max_length_is_refused_alike_in_encode_and_in_step() -> None:
+    model = model_of(form="causal", max_length=4)
+    items = torch.randint(1, 31, (2, 5))
+    with pytest.raises(ValueError, match="position 4 has no vector"):
+        model.encode(histories([5, 2], 5))
+    state = model.initial_state(2)
+    for position in range(4):
+        _, state = model.step(items[:, position], state)
+    with pytest.raises(ValueError, match="position 4 has no vector"):
+        model.step(items[:, 4], state)
+
+
+def test_a_form_that_looks_both_ways_takes_no_step() -> None:
+    state = model_of(form="causal").initial_state(1)
+    with pytest.raises(NotImplementedError, match="no recurrent form"):
+        model_of().step(torch.tensor([1]), state)
+
+
 def by_hand(attention: NormalisedAttention, x: Tensor, seen: list[list[int]], over_features: bool) -> Tensor:
     """Position by position and head by head, as the code and the paper write them; `seen` has a list per position."""
     size = x.shape[-1] // attention.num_heads

@@ -1,3 +1,5 @@
+import threading
+import time
 from collections import Counter
 from itertools import pairwise, zip_longest
 
@@ -10,6 +12,7 @@ from raysrec.config.run import RunConfig
 from raysrec.data.batching.facts import positions_per_target, targets_per_epoch
 from raysrec.data.batching.loader import Prefetched, epoch_steps, held_out
 from raysrec.data.batching.reading import read_directly
+from raysrec.history import empty_batch
 from raysrec.prepare import prepare
 
 NUM_STREAMS = 6
@@ -274,22 +277,38 @@ def test_a_user_without_training_interactions_is_ranked_and_counted(data, config
 
 
 def test_prefetching_keeps_order_and_passes_errors_on():
+    made = [[empty_batch()] * number for number in range(3)]
+
     def source():
-        yield from ([], [], [])
+        yield from made
         raise ValueError("a shard is broken")
 
     received = iter(Prefetched(source()))
-    assert [next(received) for _ in range(3)] == [[], [], []]
+    assert all(next(received) is step for step in made)
     with pytest.raises(ValueError, match="a shard is broken"):
         next(received)
 
 
-def test_prefetching_can_be_left_in_the_middle():
+def test_prefetching_ends_when_it_is_left_in_the_middle():
     def forever():
         while True:
             yield []
 
+    others = set(threading.enumerate())
     steps = Prefetched(forever())
+    (thread,) = set(threading.enumerate()) - others
     next(iter(steps))
+    assert thread.is_alive()
     steps.close()
-    assert steps.waited_s >= 0
+    thread.join(60.0)
+    assert not thread.is_alive()
+
+
+def test_the_time_that_a_consumer_waits_is_counted():
+    def slow():
+        time.sleep(0.2)
+        yield []
+
+    steps = Prefetched(slow())
+    list(steps)
+    assert steps.waited_s >= 0.1

@@ -3,12 +3,14 @@
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysrec.losses import chunk_sizes, softmax_loss, softmax_loss_reference
 
@@ -143,12 +145,23 @@ def test_no_targets_give_zero_and_gradients_that_arrive(bias: bool) -> None:
     assert offsets is None or (offsets.grad is not None and (offsets.grad == 0).all())
 
 
+class MatrixProducts(TorchDispatchMode):
+    """How many products of matrices are made."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "mm" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
 def test_without_grad_mode_only_the_value_is_made() -> None:
     states, vectors, targets, _ = problem(5, 7)
-    with torch.no_grad():
+    with torch.no_grad(), MatrixProducts() as without:
         loss = softmax_loss(states, vectors, targets)
-    assert not loss.requires_grad
-    assert loss == softmax_loss(states, vectors, targets)
+    with MatrixProducts() as learning:
+        assert loss == softmax_loss(states, vectors, targets)
+    assert (without.count, learning.count) == (1, 3)  # scores, and a product for each gradient
     with torch.inference_mode():
         assert loss == softmax_loss(states, vectors, targets)
 
@@ -159,6 +172,10 @@ def test_an_input_that_is_not_learned_gets_no_gradient(frozen: int) -> None:
     inputs[frozen] = inputs[frozen].detach()  # type: ignore[union-attr]
     softmax_loss(*inputs).backward()  # type: ignore[arg-type]
     assert inputs[frozen].grad is None  # type: ignore[union-attr]
+    all_learned = problem(5, 7, bias=True)
+    softmax_loss(*all_learned).backward()  # type: ignore[arg-type]
+    for place in {0, 1, 3} - {frozen}:
+        assert torch.equal(inputs[place].grad, all_learned[place].grad)  # type: ignore[union-attr, arg-type]
 
 
 def test_backward_can_be_called_again() -> None:
@@ -200,8 +217,12 @@ def test_autocast_changes_nothing() -> None:
 def test_half_precision_states_and_a_float32_table_go_together() -> None:
     states, vectors, targets, _ = problem(40, 50, 16, dtype=torch.float32)
     loss = softmax_loss(states.bfloat16(), vectors, targets)
+    exact = softmax_loss_reference(states.bfloat16().float(), vectors, targets)
+    torch.testing.assert_close(loss, exact, rtol=1e-5, atol=1e-5)
     grad_states, grad_vectors = gradients(loss, states, vectors)
-    assert grad_states.dtype == grad_vectors.dtype == torch.float32
+    exact_states, exact_vectors = gradients(exact, states, vectors)
+    torch.testing.assert_close(grad_vectors, exact_vectors, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad_states, exact_states, rtol=2**-7, atol=1e-3)  # rounded on the way to the states
 
 
 @pytest.mark.parametrize("target", [0, -1, 7])

@@ -69,6 +69,9 @@ def test_intervals_are_1_96_standard_errors_wide() -> None:
     error = values.std(ddof=1) / math.sqrt(40)
     assert (low, high) == pytest.approx((values.mean() - 1.959964 * error, values.mean() + 1.959964 * error))
     assert RankSums.of(ranks[:1], (20,)).intervals()["hr@20"] == (0, 1)
+    one_of_many = torch.tensor([1] + [99] * 9)
+    assert RankSums.of(one_of_many, (20,)).intervals()["hr@20"][0] == 0
+    assert RankSums.of(torch.tensor([99] + [1] * 9), (20,)).intervals()["hr@20"][1] == 1
 
 
 def test_no_users_have_no_metrics() -> None:

@@ -295,6 +295,9 @@ def test_without_a_recurrent_form_none_is_begun(model: SequenceModel) -> None:
     if not model.recurrent:
         with pytest.raises(NotImplementedError, match="no recurrent form"):
             model.initial_state(1)
+        if type(model).step is SequenceModel.step:
+            with pytest.raises(NotImplementedError, match="no recurrent form"):
+                model.step(torch.tensor([1]), None)
 
 
 def test_a_new_model_scores_all_items_about_alike(config: ModelConfig) -> None:

@@ -6,8 +6,9 @@ import torch
 
 from raysrec.config import LossConfig
 from raysrec.history import Batch, History, empty_batch
-from raysrec.losses import softmax_loss_reference
+from raysrec.losses import bce_loss, bpr_loss, gbce_loss, sampled_softmax_loss, softmax_loss_reference
 from raysrec.models import MODELS, SequenceModel, build_model
+from raysrec.negatives import in_batch, popularity, uniform
 from raysrec.objective import Objective, choose_loss
 
 NUM_ITEMS = 30
@@ -40,6 +41,54 @@ def test_last_position_reads_only_there(model, batch):
     targets = torch.tensor([7, 8, 3])
     expected = softmax_loss_reference(model.read(batch.history), model.item_vectors(), targets)
     torch.testing.assert_close(Objective(model, LossConfig(name="softmax"), reads_last=True)(batch), expected)
+
+
+COUNTS = torch.tensor([0, *(number**2 for number in range(1, NUM_ITEMS + 1))])
+
+
+def sampled_softmax(states, vectors, targets, bias, negatives):
+    counts = negatives.log_expected_counts()
+    return sampled_softmax_loss(states, vectors, targets, negatives.items, bias, log_expected_counts=counts)
+
+
+def drawn(distribution, *shape):
+    """What a batch draws: it goes with the batch's seed, 5 here."""
+    return distribution.draw(shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"name": "softmax"}, lambda s, v, t, b: softmax_loss_reference(s, v, t, b)),
+        ({"name": "sampled_softmax"}, lambda s, v, t, b: sampled_softmax(s, v, t, b, drawn(uniform(NUM_ITEMS), 8))),
+        (
+            {"name": "sampled_softmax", "sampling": "popularity", "popularity_power": 0.5},
+            lambda s, v, t, b: sampled_softmax(s, v, t, b, drawn(popularity(COUNTS, 0.5), 8)),
+        ),
+        (
+            {"name": "sampled_softmax", "sampling": "in_batch"},  # nothing is drawn, so as often as items occur
+            lambda s, v, t, b: sampled_softmax(s, v, t, b, in_batch(t, popularity(COUNTS, 1.0))),
+        ),
+        ({"name": "bce"}, lambda s, v, t, b: bce_loss(s, v, t, drawn(uniform(NUM_ITEMS), len(t), 8).items, b)),
+        (
+            {"name": "bpr", "sampling": "popularity", "popularity_power": 0.25},
+            lambda s, v, t, b: bpr_loss(s, v, t, drawn(popularity(COUNTS, 0.25), len(t), 8).items, b),
+        ),
+        (
+            {"name": "gbce", "calibration": 0.3},
+            lambda s, v, t, b: gbce_loss(s, v, t, drawn(uniform(NUM_ITEMS), len(t), 8).items, b, calibration=0.3),
+        ),
+    ],
+)
+def test_a_loss_is_given_the_models_bias_and_what_its_settings_say(batch, settings, expected):
+    model = build_model(MODELS["lrurec"].Config(name="lrurec", dim=8, dropout=0.0), NUM_ITEMS)
+    torch.nn.init.normal_(model.item_bias())
+    learns = batch.targets != 0
+    pieces = model.encode(batch.history)[learns], model.item_vectors(), batch.targets[learns], model.item_bias()
+    draws = settings["name"] != "softmax" and settings.get("sampling") != "in_batch"
+    asked = LossConfig(**settings, **({"negatives": 8} if draws else {}))
+    objective = Objective(model, asked, item_counts=COUNTS)
+    torch.testing.assert_close(objective(replace(batch, seed=5)), expected(*pieces))
 
 
 @pytest.mark.parametrize("padding_class", [False, True])

@@ -57,6 +57,9 @@ def test_the_page_says_what_the_files_say(three):
 def test_published_figures_stand_only_beside_what_was_ranked_as_they_were(three, tmp_path):
     assert "Beside published figures" not in words_of(runs_page(read_runs(three), split="validation"))
     assert "Beside published figures" not in words_of(runs_page(read_runs(three), published=tmp_path / "none"))
+    assert "Beside published figures" in words_of(runs_page(read_runs(three)))
+    strict = run_folder(tmp_path / "strict", evaluate={"exclude_seen": True})
+    assert "Beside published figures" not in words_of(runs_page(read_runs([strict])))
 
 
 def test_a_page_needs_nothing_from_elsewhere_and_may_load_nothing(three):

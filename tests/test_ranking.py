@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch import Tensor
 
 from raysrec import ranking
@@ -85,6 +86,20 @@ def test_chunks_order_and_partition_of_users_do_not_matter(seed: int, items_per_
         alone = seen[seen[:, 0] == user] * torch.tensor([0, 1])
         part = slice(user, user + 1)
         assert torch.equal(rank_of_target(states[part], vectors, targets[part], bias, alone), ranks[part])
+
+
+@pytest.mark.parametrize(("num_users", "num_items"), [(40, 900), (900, 40)])
+def test_no_more_scores_exist_at_once_than_are_meant_to(num_users: int, num_items: int) -> None:
+    states, vectors = torch.randn(num_users, 2), torch.randn(num_items + 1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_SCORES_AT_ONCE", 3_000)
+        for rank in (
+            lambda: rank_of_target(states, vectors, torch.ones(num_users, dtype=torch.int64), items_per_chunk=100),
+            lambda: top_items(states, vectors, 3, items_per_chunk=100),
+        ):
+            with LargestTensor() as largest:
+                rank()
+            assert 2_000 <= largest.values <= 3_000
 
 
 @pytest.mark.parametrize("items_per_chunk", [1, 7, 64, 499, 65_536])

@@ -79,8 +79,9 @@ def test_the_tables_start_xavier_normal() -> None:
 
 def test_a_position_beyond_max_length_is_refused_alike_in_encode_and_in_step() -> None:
     model = small(max_length=3)
-    with pytest.raises(ValueError, match="position 3 has no vector"):
-        model.encode(history_of(1, 2, 3, 4))
+    for ask in (model.encode, model.read, small(max_length=3, padding="left").read):
+        with pytest.raises(ValueError, match="position 3 has no vector"):
+            ask(history_of(1, 2, 3, 4))
     state = model.initial_state(1)
     for item in (1, 2, 3):
         _, state = model.step(torch.tensor([item]), state)
@@ -88,6 +89,11 @@ def test_a_position_beyond_max_length_is_refused_alike_in_encode_and_in_step() -
         model.step(torch.tensor([4]), state)
     after_new_start, _ = model.step(torch.tensor([4]), model.initial_state(1))
     torch.testing.assert_close(after_new_start, model.encode(history_of(4))[:, 0])
+
+
+def test_padded_on_the_left_it_takes_no_step() -> None:
+    with pytest.raises(NotImplementedError, match="no recurrent form"):
+        small(padding="left").step(torch.tensor([1]), small().initial_state(1))
 
 
 def test_users_may_be_at_different_positions() -> None:

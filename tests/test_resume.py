@@ -105,7 +105,7 @@ def test_killed_and_stopped_and_started_again_equals_never_killed(tmp_path):
     ours = load_file(run.model_directory.local / "weights.safetensors")
     for name, value in best.items():
         # Two engines and two numbers of workers add in another order, and two hundred updates carry that on; without
-        # these changes it is bit for bit the same (tests/test_training.py).
+        # these changes it is bit for bit the same (tests/test_loop.py).
         assert_close(ours[name], value, rtol=0.0, atol=5e-3)
     record = json.loads(run.metrics_file.read_text())
     assert record["splits"]["validation"]["model"]["ndcg@10"]["mean"] == pytest.approx(

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raysrec.history import History, last_states
+from raysrec.history import History
 from raysrec.models.sasrec import SASRec, SASRecConfig
 
 ML_1M_ITEMS = 3416
@@ -44,13 +44,6 @@ def test_it_is_its_equations() -> None:
         x = layer.feed_forward_norm(z + f.contract(F.gelu(f.expand(z))))
     history = History(items[None], torch.zeros(1, 5, dtype=torch.long), torch.tensor([5]))
     torch.testing.assert_close(model.encode(history)[0], x)
-
-
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_reading_is_encoding_and_taking_the_last(num_layers: int) -> None:
-    model = SASRec(SASRecConfig(dim=16, max_length=9, num_layers=num_layers), 30).double().eval()
-    history = histories([1, 9, 4], 30, 9)
-    torch.testing.assert_close(model.read(history), last_states(model.encode(history), history))
 
 
 def test_the_feed_forward_network_drops_its_output_only() -> None:
