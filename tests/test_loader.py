@@ -124,6 +124,14 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(data, config, num
     assert global_batches(data, config, epoch=0, num_workers=num_workers) == alone
 
 
+def test_row_groups_are_listed_as_often_however_many_there_are(data, config, monkeypatch):
+    """Listed for each of them, thousands would take longer than all else of an epoch."""
+    listed, row_groups = [], type(data).row_groups
+    monkeypatch.setattr(type(data), "row_groups", lambda self: listed.append(1) or row_groups(self))
+    assert len(global_batches(data, config, epoch=0, num_workers=1)) > 1
+    assert len(listed) == 2 < len(row_groups(data))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_an_epoch_has_as_many_targets_as_it_is_said_to_have(data, config, way):
     config = config.model_copy(update={"train": config.train.model_copy(update=way)})

@@ -110,8 +110,8 @@ class PreparedData:
     def row_groups(self) -> list[RowGroup]:
         """Every row group of the histories, in order of users."""
         return [
-            RowGroup(self.directory / shard.file, index, size.users, size.interactions, size.learned)
-            for shard in self.manifest.shards
+            RowGroup(file, index, size.users, size.interactions, size.learned)
+            for shard, file in ((shard, self.directory / shard.file) for shard in self.manifest.shards)
             for index, size in enumerate(shard.row_groups)
         ]
 

@@ -4,8 +4,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, zip_longest
 
 import numpy as np
@@ -53,7 +54,14 @@ def epoch_steps(
     order = list(reading_order(mine))
     feed = _Feed([stream for stream, _ in order], read([groups[group] for _, group in order]))
     streams = [
-        _stream_steps(data, config, feed, local, dealt[number], [config.train.seed, epoch, number], first_step)
+        _stream_steps(
+            config,
+            data.manifest.split,
+            partial(feed.next_table, local),
+            [groups[group].interactions for group in dealt[number]],
+            [config.train.seed, epoch, number],
+            first_step,
+        )
         for local, number in enumerate(numbers)
     ]
     for parts in islice(zip_longest(*streams, fillvalue=[]), first_step, None):
@@ -88,25 +96,29 @@ def held_out(tables: Iterable[pa.Table], rule: SplitRule, config: RunConfig, *, 
 
 
 def _stream_steps(
-    data: PreparedData,
     config: RunConfig,
-    feed: "_Feed",
-    local: int,
-    order: Sequence[int],
+    rule: SplitRule,
+    next_table: Callable[[], pa.Table],
+    sizes: Sequence[int],
     seed: list[int],
     first_step: int,
 ) -> Iterator[list[Batch]]:
-    """One stream of an epoch, pool after pool; `local` is its number among the streams of this worker.
+    """One stream of an epoch, pool after pool; the steps before `first_step` come empty.
 
-    The steps before `first_step` come empty.
+    Args:
+        config: The run.
+        rule: How its histories are split.
+        next_table: Gives its next row group.
+        sizes: Interactions of each of its row groups.
+        seed: Fixes its order.
+        first_step: Steps before this one are passed over.
     """
-    sizes = [data.row_groups()[group].interactions for group in order]
     made = 0
     for number, pool in enumerate(pools(sizes, config.data.shuffle_interactions)):
-        histories = Histories.of([feed.next_table(local) for _ in pool])
+        histories = Histories.of([next_table() for _ in pool])
         steps = training_batches(
             histories,
-            data.manifest.split.positions(histories.offsets, histories.times),
+            rule.positions(histories.offsets, histories.times),
             config.train,
             max_length=config.model.max_length,
             batch_targets=max(1, config.train.batch_targets // config.data.num_streams),
