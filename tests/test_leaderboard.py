@@ -203,6 +203,7 @@ def test_a_board_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsy
     arguments = [
         "data.synthetic.num_users=60",
         "train.epochs=1",
+        "scale.workers=1",
         "--data",
         "quickstart",
         "--models",
