@@ -7,10 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Processes that are forked from one which has imported all this start at once. What the first
-# optimizer imports, torch's compiler in two parts, takes longer than all the rest.
-COMPILER = ["torch._dynamo", "deepspeed.runtime.zero.muon.muon_optimizer"]
-PRELOADED = [*COMPILER, "deepspeed", "pandas", "raysrec.training.worker", "engine_workers"]
+# Processes that are forked from one which has imported all this start at once. torch._dynamo takes as long as all the
+# rest, and the first optimizer would import it.
+PRELOADED = ["torch._dynamo", "deepspeed", "pandas", "raysrec.training.worker", "engine_workers"]
 
 
 def run_together(function, num_workers, folder, *arguments):

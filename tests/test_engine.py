@@ -1,4 +1,6 @@
 import math
+import os
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -133,6 +135,18 @@ class Stalled:
 @pytest.mark.slow
 def test_deepspeed_waits_for_a_stalled_worker_as_long_as_the_configuration_says(tmp_path):
     assert "Timed out waiting 3000ms" in on_workers(2, tmp_path, {"stalled": Stalled()})["stalled"]
+
+
+class Started:
+    """What a worker has loaded, and what it leaves in the environment, when its engine has started."""
+
+    def run(self, worker, num_workers):
+        engine_of(configure(name="deepspeed", zero_stage=1))
+        return "torch._inductor.compile_fx" in sys.modules, os.environ.get("TORCHDYNAMO_DISABLE")
+
+
+def test_deepspeed_starts_without_the_compiler_that_its_own_muon_would_load(tmp_path):
+    assert on_workers(1, tmp_path, {"started": Started()})["started"] == (False, None)
 
 
 @pytest.mark.slow

@@ -177,6 +177,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         raise LastingError(
             "engine.name=deepspeed: DeepSpeed is not installed; pip install deepspeed or set engine.name=torch"
         ) from None
+    # DeepSpeed imports its Muon, which is not used here, and torch would load its whole compiler to decorate that.
+    with _nothing_compiled(), contextlib.suppress(ImportError):
+        import deepspeed.runtime.zero.muon.muon_optimizer
     if device.type == "cpu":
         # DeepSpeed would compile an all-reduce for inference (50 s) that training never calls.
         with contextlib.suppress(ImportError, AttributeError):
@@ -184,3 +187,17 @@ def _import_deepspeed(device: torch.device) -> Any:
 
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """What `torch.compile` is asked to compile within stays as it is."""
+    name = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
